@@ -1,0 +1,46 @@
+"""Settings for every test, and the collection of the code in the README, the docs and the docstrings."""
+
+import contextlib
+import doctest
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil.parsers.rest import DocTestParser
+
+# Nothing may rely on an implicit promotion: that is how a bfloat16 model turns float32.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture(scope="module")
+def scratch_folder(tmp_path_factory):
+    """Makes the code of one page run in a folder of its own, so that it leaves no file behind."""
+    folder = tmp_path_factory.mktemp("page")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def _name_the_imports(namespace):
+    import jaxprune
+
+    namespace.update(jax=jax, jnp=jnp, optax=optax, jaxprune=jaxprune)
+
+
+_pages = Sybil(
+    parsers=[PythonCodeBlockParser(doctest_optionflags=_OPTIONS), SkipParser()],
+    patterns=["README.md", "docs/**/*.md", "docs/*.md"],
+    fixtures=["scratch_folder"],
+)
+# By source and not with `--doctest-modules`, which finds no function that `jax.jit` or a type checker has wrapped.
+_docstrings = Sybil(
+    parsers=[DocTestParser(optionflags=_OPTIONS)],
+    patterns=["jaxprune/**/*.py", "jaxprune/*.py"],
+    setup=_name_the_imports,
+    fixtures=["scratch_folder"],
+)
+pytest_collect_file = (_pages + _docstrings).pytest()
