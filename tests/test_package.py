@@ -28,10 +28,6 @@ def test_init_only_reexports():
     assert not [s for s in _INIT.body if isinstance(s, ast.FunctionDef | ast.ClassDef | ast.If)]
 
 
-def test_names_are_sorted_out_once():
-    assert len(set(_NAMES)) == len(_NAMES)
-
-
 @pytest.mark.parametrize("name", _NAMES)
 def test_public_name_is_documented(name):
     """A name that `docs/api.md` leaves out is on no page that a reader could find it by."""
