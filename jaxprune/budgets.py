@@ -1,0 +1,264 @@
+"""How much each leaf keeps. A budget is a function `(scores, sparsity, pattern) -> keep-counts`.
+
+Counts are in groups of the pattern: single weights, blocks, channels. `kept = round(groups * (1 - sparsity))`, half to
+even. The sparsity may be traced, as it is under a schedule; it is then read to six decimals, which makes 0.9 the same
+number in every precision.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxprune import ordering, patterns, selection, tree
+from jaxprune.typing import Count, Counts, Scores, Sparsity
+
+_MILLION = 10**6
+
+
+def keep_count(groups: int, sparsity: Sparsity) -> Count:
+    """The number to keep out of `groups`: `round(groups * (1 - sparsity))`, half to even, at least 0.
+
+    Args:
+      groups: How many there are.
+      sparsity: In [0, 1]; a Python number, or a scalar array, which may be traced.
+
+    Returns:
+      An `int`, or an int32 scalar where the sparsity is an array.
+
+    Raises:
+      ValueError: A Python sparsity is outside [0, 1].
+
+    Example:
+      >>> keep_count(10, 0.75), keep_count(25_000_000, jnp.float32(0.9))
+      (2, Array(2500000, dtype=int32))
+    """
+    if not isinstance(sparsity, jax.Array):
+        if not 0 <= sparsity <= 1:
+            raise ValueError(f"`sparsity` is the fraction removed, between 0 and 1; got {sparsity}. For 90 % give 0.9.")
+        return round(groups * (1 - float(sparsity)))
+    removed = jnp.round(jnp.clip(sparsity.astype(jnp.float32), 0, 1) * _MILLION).astype(jnp.int32)
+    density = _MILLION - removed
+    # groups * density / 10**6 in 32-bit integers: split groups into millions, thousands and units.
+    millions, rest = divmod(groups, _MILLION)
+    thousands, units = divmod(rest, 1000)
+    quotient, remainder = jnp.divmod(thousands * density, 1000)
+    fraction = remainder * 1000 + units * density
+    whole = millions * density + quotient + fraction // _MILLION
+    part = fraction % _MILLION
+    up = (part > _MILLION // 2) | ((part == _MILLION // 2) & (whole % 2 == 1))
+    return whole + up.astype(jnp.int32)
+
+
+def group_sizes(scores: Scores, pattern: Any) -> list[int]:
+    """How many groups of the pattern each leaf has."""
+    rows, _ = tree.flatten(scores)
+    shapes = [
+        selection.fitting(p.pool, path, score, abstract=True)
+        for (path, score), p in zip(rows, patterns.by_leaf(pattern, scores), strict=True)
+    ]
+    return [shape.size for shape in shapes]
+
+
+def uniform(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+    """Every leaf gets the same sparsity.
+
+    Args:
+      scores: Decides the structure and the sizes.
+      sparsity: Fraction of each leaf's groups to remove.
+      pattern: Defines the groups.
+
+    Returns:
+      Keep-counts with the structure of `scores`.
+    """
+    return _unflatten(scores, [keep_count(size, sparsity) for size in group_sizes(scores, pattern)])
+
+
+def global_(scores: Scores, sparsity: Sparsity, pattern: Any, *, normalize: bool = False) -> Counts:
+    """All groups of all leaves compete; a leaf keeps what is left to it.
+
+    Args:
+      scores: Must be comparable across leaves.
+      sparsity: Fraction of all groups to remove.
+      pattern: Defines the groups.
+      normalize: Divide each leaf's scores by their root mean square first, so that a leaf with small weights is not
+        emptied. Give it as `functools.partial(budgets.global_, normalize=True)`.
+
+    Returns:
+      Keep-counts, exactly `keep_count(all groups, sparsity)` in sum.
+    """
+    if normalize:
+        scores = jax.tree.map(_normalized, scores)
+    total = keep_count(sum(group_sizes(scores, pattern)), sparsity)
+    return selection.counts_of_highest(scores, total, pattern=pattern)
+
+
+def erk(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+    r"""Erdős–Rényi kernel: density in proportion to the sum of a leaf's dimensions over their product.
+
+    A leaf that would pass density 1 is kept whole and the others share what is left.
+
+    Args:
+      scores: Decides the structure and the shapes.
+      sparsity: Fraction of all groups to remove.
+      pattern: Defines the groups.
+
+    Returns:
+      Keep-counts, exactly `keep_count(all groups, sparsity)` in sum: fractions go to the leaves with the largest.
+
+    References:
+      Evci et al., 2020, "Rigging the Lottery: Making All Tickets Winners", sec. 3.
+    """
+    leaves = jax.tree.leaves(scores)
+    sizes = np.array(group_sizes(scores, pattern), np.float64)
+    total = keep_count(int(sizes.sum()), sparsity)
+    ratios = np.array([sum(leaf.shape) / max(leaf.size, 1) for leaf in leaves])
+    # With the ratios descending, leaf i reaches density 1 when the total kept passes capacity[i].
+    order = np.argsort(-ratios, kind="stable")
+    weight = (sizes * ratios)[order]
+    full_before = np.concatenate([[0.0], np.cumsum(sizes[order])])[:-1]
+    weight_from = np.cumsum(weight[::-1])[::-1]
+    capacity = full_before + weight_from / np.maximum(ratios[order], 1e-300)
+    kept = jnp.asarray(total, jnp.int32).astype(jnp.float32)
+    full = jnp.sum(jnp.asarray(capacity, jnp.float32) <= kept, dtype=jnp.int32)
+    index = jnp.minimum(full, len(leaves) - 1)
+    scale = (kept - jnp.asarray(full_before, jnp.float32)[index]) / jnp.asarray(weight_from, jnp.float32)[index]
+    share = jnp.where(
+        jnp.arange(len(leaves)) < full, jnp.asarray(sizes[order], jnp.float32), scale * jnp.asarray(weight, jnp.float32)
+    )
+    counts = jnp.zeros(len(leaves), jnp.int32).at[order].set(_rounded(share, sizes[order].astype(np.int64), total))
+    return _unflatten(scores, list(counts))
+
+
+def cumulative(fraction: float, *, per_leaf: bool = True) -> Callable[..., Counts]:
+    """Keeps the fewest groups whose scores add up to a fraction of the total.
+
+    This is where the growth curve, the sum of the scores from the highest down, passes `fraction`. The scores decide
+    how sparse that is, so a strategy takes no `sparsity` with this budget.
+
+    Args:
+      fraction: Of the total score, between 0 and 1. Scores must not be negative.
+      per_leaf: Of each leaf's total; else of the total of all leaves, which then compete.
+
+    Returns:
+      A budget.
+
+    Raises:
+      ValueError: `fraction` is not between 0 and 1, or the strategy was given a sparsity.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"`cumulative` needs a fraction between 0 and 1; got {fraction}. For 90 % give 0.9.")
+    return Cumulative(fraction, per_leaf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cumulative:
+    """The budget that `cumulative` makes."""
+
+    fraction: float
+    per_leaf: bool
+
+    def __call__(self, scores: Scores, sparsity: Sparsity | None, pattern: Any) -> Counts:
+        """Keep-counts; `sparsity` must be `None`."""
+        if sparsity is not None:
+            raise ValueError(
+                f"`cumulative({self.fraction})` decides the sparsity from the scores; got sparsity {sparsity}. "
+                f"Leave it out."
+            )
+        pooled = jax.tree.map(lambda score, p: p.pool(score), scores, _unflatten(scores, patterns.by_leaf(pattern, scores)))
+        if self.per_leaf:
+            return jax.tree.map(lambda score: _growth_count(score.reshape(-1), self.fraction), pooled)
+        flat = [score.reshape(-1).astype(jnp.float32) for score in jax.tree.leaves(pooled)]
+        return selection.counts_of_highest(pooled, _growth_count(jnp.concatenate(flat), self.fraction))
+
+
+def by_path(
+    rules: Mapping[str | Callable[[str], bool], float], default: float | None = None
+) -> Callable[[Scores, Sparsity, Any], Counts]:
+    r"""A sparsity for each leaf, by its path.
+
+    Args:
+      rules: From a regular expression, searched in the path, or a predicate over the path, to a sparsity. The first
+        that matches decides.
+      default: For leaves that no rule matches; `None` gives them the strategy's sparsity.
+
+    Returns:
+      A budget.
+
+    Example:
+      >>> budget = by_path({"conv": 0.5, r"dense_\d+": 0.9})
+      >>> budget({"conv": {"kernel": jnp.ones((4, 5))}}, 0.0, patterns.Unstructured())
+      {'conv': {'kernel': 10}}
+    """
+
+    def matches(rule: str | Callable[[str], bool], path: str) -> bool:
+        return re.search(rule, path) is not None if isinstance(rule, str) else rule(path)
+
+    def budget(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+        otherwise = sparsity if default is None else default
+        chosen = [
+            next((value for rule, value in rules.items() if matches(rule, path)), otherwise)
+            for path in tree.paths(scores)
+        ]
+        sizes = group_sizes(scores, pattern)
+        return _unflatten(scores, [keep_count(size, s) for size, s in zip(sizes, chosen, strict=True)])
+
+    return budget
+
+
+def _unflatten(scores: Scores, values: list[Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(scores), values)
+
+
+def _normalized(scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return wide / jnp.sqrt(jnp.mean(jnp.square(wide)) + jnp.finfo(wide.dtype).tiny)
+
+
+def _rounded(share: Float[Array, " leaf"], sizes: np.ndarray, total: Count) -> Int[Array, " leaf"]:
+    """Integers near `share`, at most `sizes`, that sum to `total`: the largest fractions are rounded up.
+
+    Float error can leave the floors off by more than one a leaf, so what is missing is dealt out by room, in order.
+    """
+    limit = jnp.asarray(sizes, jnp.int32)
+    base = jnp.clip(jnp.floor(share).astype(jnp.int32), 0, limit)
+    missing = jnp.asarray(total, jnp.int32) - jnp.sum(base, dtype=jnp.int32)
+    order = jnp.argsort(-(share - jnp.floor(share)))
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(len(sizes), dtype=order.dtype))
+    base = base + ((place < missing) & (base < limit)).astype(jnp.int32)
+    missing = jnp.asarray(total, jnp.int32) - jnp.sum(base, dtype=jnp.int32)
+    room = jnp.where(missing >= 0, limit - base, base)
+    before = jnp.cumsum(room, dtype=jnp.int32) - room
+    return base + jnp.sign(missing) * jnp.clip(jnp.abs(missing) - before, 0, room)
+
+
+def _growth_count(scores: Float[Array, " score"], fraction: float) -> Int[Array, ""]:
+    """The fewest scores that sum to the fraction: bisects their keys, since a prefix sum would need a sort."""
+    wide = jnp.where(jnp.isnan(scores), jnp.zeros_like(scores), scores).astype(jnp.float32)
+    keys = ordering.keys(wide)
+    wanted = fraction * jnp.sum(wide)
+
+    def above(key: Int[Array, ""]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(keys >= key, wide, jnp.zeros_like(wide)))
+
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = low + (high - low) // 2
+        enough = above(middle) >= wanted
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    top = ordering.keys(jnp.array(jnp.inf, jnp.float32))
+    low, _ = lax.fori_loop(0, 32, halve, (jnp.zeros_like(top), top + 1))
+    more = jnp.sum(keys > low, dtype=jnp.int32)
+    value = lax.bitcast_convert_type(low, jnp.float32)
+    short = wanted - above(low + 1)
+    ties = jnp.where(value > 0, jnp.ceil(short / jnp.where(value > 0, value, jnp.ones_like(value))), 0)
+    return jnp.clip(more + ties.astype(jnp.int32), 0, scores.size)

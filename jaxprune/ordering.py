@@ -1,0 +1,33 @@
+"""Integers in the order of floating-point numbers, so that comparing and bisecting are exact.
+
+Comparing floats would not do: a processor may flush denormals to zero, and NaN has no place in the order.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+_INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+
+
+def keys(values: Float[Array, "..."] | Int[Array, "..."]) -> Int[Array, "..."]:
+    """Signed integers that order as the values do: -0 equals 0, NaN comes below -infinity.
+
+    Args:
+      values: Any real floating dtype of two, four or eight bytes. Integers, being keys already, are returned.
+
+    Returns:
+      int32, or int64 for float64, of the same shape. Consecutive floats get consecutive integers.
+    """
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        return values
+    integer = _INTEGER[values.dtype.itemsize]
+    bits = lax.bitcast_convert_type(values, integer)
+    if integer is jnp.int16:
+        bits = bits.astype(jnp.int32)
+    infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, values.dtype), integer).astype(bits.dtype)
+    magnitude = bits & jnp.array(jnp.iinfo(integer).max, bits.dtype)
+    ordered = jnp.where(bits < 0, -magnitude, magnitude)
+    return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min, bits.dtype), ordered)

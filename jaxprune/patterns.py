@@ -1,0 +1,194 @@
+"""The shape of what is removed together: single weights, N of every M, blocks, channels.
+
+A pattern is a value with three members, `sparsity`, `pool` and `expand` (see `jaxprune.typing.Pattern`); write your own
+class with them to prune in another shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune import ordering, tree
+from jaxprune.typing import Mask, Params, Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstructured:
+    """Every weight by itself."""
+
+    sparsity: None = None
+
+    def pool(self, scores: Score) -> Score:
+        """The scores themselves."""
+        return scores
+
+    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+        """The decisions themselves."""
+        del shape
+        return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class NM:
+    """Keeps the best `n` of every `m` consecutive weights along an axis.
+
+    Sparse hardware needs the groups along the axis that a matrix product sums over.
+
+    Attributes:
+      n: How many of each group stay.
+      m: The size of a group; it divides the axis.
+      axis: The summed axis. `None` is -2, right for Flax and Haiku, whose kernels are `(..., in, out)`; Equinox and
+        torch have `(out, in)` and need -1. A pytree of integers with the structure of the parameters sets it by leaf.
+
+    Raises:
+      ValueError: Not 0 <= n <= m, or m < 1.
+
+    References:
+      Mishra et al., 2021, "Accelerating Sparse Deep Neural Networks".
+    """
+
+    n: int
+    m: int
+    axis: Any = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n <= self.m or self.m < 1:
+            raise ValueError(f"`NM(n, m)` keeps n of every m and needs 0 <= n <= m, m >= 1; got NM({self.n}, {self.m}).")
+
+    @property
+    def sparsity(self) -> float:
+        """What the pattern removes, whatever the scores: 1 - n/m."""
+        return 1 - self.n / self.m
+
+    def pool(self, scores: Score) -> Score:
+        """The scores themselves: a group is no unit here, each of its weights competes with the others."""
+        return scores
+
+    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+        """The decisions themselves."""
+        del shape
+        return kept
+
+    def choose(self, scores: Score) -> Mask:
+        """The mask: the `n` highest scores of each group, ties to the lowest index, NaN last.
+
+        Args:
+          scores: Floating, with an axis that `m` divides.
+
+        Raises:
+          ValueError: It does not divide.
+        """
+        axis = -2 if self.axis is None else self.axis
+        if not -scores.ndim <= axis < scores.ndim or scores.shape[axis] % self.m:
+            raise ValueError(f"`NM({self.n}, {self.m})` needs axis {axis} divisible by {self.m}")
+        axis = axis % scores.ndim
+        grouped = (*scores.shape[:axis], scores.shape[axis] // self.m, self.m, *scores.shape[axis + 1 :])
+        values = ordering.keys(scores).reshape(grouped)
+        index = lax.broadcasted_iota(jnp.int32, grouped, axis + 1)
+
+        def beaten_by(j: Any, rank: Any) -> Any:
+            rival = lax.dynamic_index_in_dim(values, j, axis + 1)
+            return rank + ((rival > values) | ((rival == values) & (j < index))).astype(jnp.int32)
+
+        rank = jnp.zeros(grouped, jnp.int32)
+        if self.m <= _UNROLLED:
+            for j in range(self.m):
+                rank = beaten_by(j, rank)
+        else:
+            rank = lax.fori_loop(0, self.m, beaten_by, rank)
+        return (rank < self.n).reshape(scores.shape)
+
+
+_UNROLLED = 16  # up to here XLA fuses the comparisons into one pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Rectangles of the last two axes.
+
+    The scores of a block are averaged, so that the smaller blocks at a ragged edge compare with the others.
+
+    Attributes:
+      shape: Rows and columns of a block. It need not divide the kernel's: edges may be ragged.
+
+    Raises:
+      ValueError: Not two positive sizes.
+
+    References:
+      Narang et al., 2017, "Block-Sparse Recurrent Neural Networks".
+    """
+
+    shape: tuple[int, int]
+    sparsity: None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(f"`Block(shape)` needs two positive sizes, e.g. Block((16, 16)); got {self.shape}.")
+
+    def pool(self, scores: Score) -> Score:
+        """The mean score of each block, float32 or wider: `(..., ceil(in / rows), ceil(out / columns))`."""
+        if scores.ndim < 2:
+            raise ValueError(f"`Block({self.shape})` covers the last two axes of a kernel")
+        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        (rows, columns), (height, width) = self.shape, scores.shape[-2:]
+        padding = [(0, 0)] * (scores.ndim - 2) + [(0, -height % rows), (0, -width % columns)]
+        tiles = jnp.pad(wide, padding).reshape(
+            *scores.shape[:-2], math.ceil(height / rows), rows, math.ceil(width / columns), columns
+        )
+        down = jnp.minimum(rows, height - rows * jnp.arange(tiles.shape[-4]))
+        across = jnp.minimum(columns, width - columns * jnp.arange(tiles.shape[-2]))
+        area = (down[:, None] * across[None, :]).astype(wide.dtype)
+        return jnp.sum(tiles, axis=(-3, -1)) / jnp.broadcast_to(area, (*tiles.shape[:-4], *area.shape))
+
+    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+        """Repeats each decision over its block and cuts the ragged edge: exactly `shape`."""
+        rows, columns = self.shape
+        full = jnp.repeat(jnp.repeat(kept, rows, axis=-2), columns, axis=-1)
+        return full[..., : shape[-2], : shape[-1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """Whole slices along an axis: neurons, channels, filters.
+
+    Attributes:
+      axis: The axis whose positions are the channels. -1 is the output of a Flax or Haiku kernel; use 0 for Equinox.
+    """
+
+    axis: int = -1
+    sparsity: None = None
+
+    def pool(self, scores: Score) -> Score:
+        """The mean score of each channel, float32 or wider: a vector."""
+        axis = self._axis(scores.shape)
+        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        return jnp.mean(wide, axis=tuple(i for i in range(scores.ndim) if i != axis))
+
+    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+        """A mask with size 1 along every other axis, which broadcasts."""
+        axis = self._axis(shape)
+        return kept.reshape(tuple(shape[axis] if i == axis else 1 for i in range(len(shape))))
+
+    def _axis(self, shape: tuple[int, ...]) -> int:
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"`Channel(axis={self.axis})` needs that axis")
+        return self.axis % len(shape)
+
+
+def by_leaf(pattern: Any, scores: Params) -> list[Any]:
+    """The pattern of each leaf of `scores`, in order.
+
+    Args:
+      pattern: One pattern, or an `NM` whose `axis` is a pytree.
+      scores: Decides the structure; `None` leaves have no pattern.
+    """
+    if isinstance(pattern, NM) and not isinstance(pattern.axis, int | None):
+        rows, _ = tree.flatten(scores, pattern.axis, names=("axis tree of `NM`",))
+        return [dataclasses.replace(pattern, axis=axis) for _, _, axis in rows]
+    return [pattern] * len(jax.tree.leaves(scores))

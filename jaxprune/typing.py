@@ -1,0 +1,60 @@
+"""Names for the arrays and pytrees that pass between the modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+
+Params: TypeAlias = PyTree[Any]
+"""Any pytree whose leaves are arrays; leaves that are not arrays are left alone."""
+
+Grads: TypeAlias = PyTree[Any]
+"""Gradients with the structure and the shapes of the parameters."""
+
+Scores: TypeAlias = PyTree[Any]
+"""One float per weight, higher = more worth keeping; `None` where a leaf is not to be pruned."""
+
+Statistics: TypeAlias = PyTree[Any]
+"""What a calibration pass measured for each leaf; `None` where nothing was."""
+
+Masks: TypeAlias = PyTree[Any]
+"""`True` = keep, broadcastable against the parameter; or a `Spectral`; or `None` = the leaf stays dense."""
+
+Counts: TypeAlias = PyTree[Any]
+"""How many groups (single weights, blocks, channels) each leaf keeps; `None` where there are no scores."""
+
+Mask: TypeAlias = Bool[Array, "..."]
+Score: TypeAlias = Float[Array, "..."]
+Count: TypeAlias = int | Int[Array, ""]
+Sparsity: TypeAlias = float | Float[ArrayLike, ""]
+PRNGKey: TypeAlias = Key[Array, ""]
+
+Where: TypeAlias = Callable[[str, Any], bool]
+"""Picks leaves by path ("encoder/layer_0/kernel") and by what they are."""
+
+
+class Pattern(Protocol):
+    """The shape of what is removed together."""
+
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity that the pattern itself fixes, or `None` where a budget decides."""
+        ...
+
+    def pool(self, scores: Score) -> Score:
+        """One score per group."""
+        ...
+
+    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+        """From one decision per group to a mask that broadcasts against `shape`."""
+        ...
+
+
+class Budget(Protocol):
+    """Decides how much each leaf keeps."""
+
+    def __call__(self, scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+        """Keep-counts, in groups of the pattern."""
+        ...
