@@ -1,0 +1,124 @@
+"""Union-find over integer labels, on whole arrays at a time.
+
+Every axis of every value in a program carries one label per position. Rules join labels that must live and die
+together; joining two arrays of a thousand labels is a few NumPy passes, not a thousand Python calls.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int32
+
+Labels: TypeAlias = Int32[np.ndarray, " positions"]
+
+
+class Forest:
+    """Disjoint sets of labels, each with a tag and, if it must not be pruned, a reason.
+
+    A root is always the smallest label of its set, so hooking never makes a cycle. `tag` says what a set holds (0:
+    no parameter). A set in which two different tags met is remembered in `conflicts`.
+    """
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.parent = np.arange(1024, dtype=np.int32)
+        self.tag = np.zeros(1024, np.int32)
+        self.reason = np.zeros(1024, np.int32)
+        self.reasons: list[str] = [""]
+        self.conflicts: list[tuple[int, int]] = []
+        self._reason_label: dict[str, int] = {}
+
+    def fresh(self, count: int, tag: int = 0) -> Labels:
+        """New labels, each its own set."""
+        start, self.size = self.size, self.size + count
+        if self.size > len(self.parent):
+            capacity = max(2 * len(self.parent), self.size)
+            grown = np.arange(capacity, dtype=np.int32)
+            grown[:start] = self.parent[:start]
+            self.parent = grown
+            self.tag = np.concatenate([self.tag, np.zeros(capacity - len(self.tag), np.int32)])
+            self.reason = np.concatenate([self.reason, np.zeros(capacity - len(self.reason), np.int32)])
+        if tag:
+            self.tag[start : self.size] = tag
+        return np.arange(start, self.size, dtype=np.int32)
+
+    def frozen(self, count: int, reason: str) -> Labels:
+        """One label for all positions, never to be pruned. Takes no memory per position."""
+        label = self._reason_label.get(reason)
+        if label is None:
+            label = int(self.fresh(1)[0])
+            self.reasons.append(reason)
+            self.reason[label] = len(self.reasons) - 1
+            self._reason_label[reason] = label
+        return np.broadcast_to(np.int32(label), (count,))
+
+    def find(self, labels: Labels) -> Labels:
+        """The root of each label; shortens the paths it walks."""
+        if labels.strides == (0,) and len(labels) > 1:
+            return np.broadcast_to(self.find(labels[:1])[0], labels.shape)
+        root = self.parent[labels]
+        while True:
+            above = self.parent[root]
+            if np.array_equal(above, root):
+                break
+            root = above
+        self.parent[labels] = root
+        return root
+
+    def union(self, first: Labels, second: Labels) -> None:
+        """Joins the labels of two arrays, position by position."""
+        if first is second:
+            return
+        if first.strides == (0,) and second.strides == (0,):
+            first, second = first[:1], second[:1]
+        while True:
+            a, b = self.find(first), self.find(second)
+            apart = a != b
+            if not apart.any():
+                return
+            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            # With repeated `high`, the last write wins and the loop comes back for the others.
+            self.parent[high] = low
+            hooked = self.parent[high] == low
+            self._merge(low[hooked], high[hooked])
+
+    def _merge(self, low: Labels, high: Labels) -> None:
+        theirs = self.tag[high]
+        if theirs.any():
+            mine = self.tag[low]
+            clash = (theirs != 0) & (mine != 0) & (theirs != mine)
+            self.conflicts.extend(zip(low[clash].tolist(), high[clash].tolist(), strict=True))
+            np.maximum.at(self.tag, low, theirs)
+        theirs = self.reason[high]
+        told = theirs != 0
+        if told.any():
+            target = low[told]
+            open_ = self.reason[target] == 0
+            self.reason[target[open_]] = theirs[told][open_]
+
+    def tie(self, labels: Labels) -> None:
+        """Joins all labels of one array."""
+        if len(labels) > 1:
+            self.union(labels, np.broadcast_to(labels[0], labels.shape))
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """Joins what is not frozen yet with `reason`."""
+        open_ = labels[~self.is_frozen(labels)]
+        if len(open_):
+            self.union(open_, self.frozen(len(open_), reason))
+
+    def is_frozen(self, labels: Labels) -> np.ndarray:
+        """Per position: must it be kept?"""
+        return self.reason[self.find(labels)] != 0
+
+    def all_frozen(self, labels: Labels) -> bool:
+        """Must every position be kept?"""
+        return bool(self.is_frozen(labels).all())
+
+    def tags(self, labels: Labels) -> np.ndarray:
+        """The tag of each position's set."""
+        return self.tag[self.find(labels)]
+
+    def why(self, label: int) -> str:
+        """The reason that froze this label first, or the empty string."""
+        return self.reasons[int(self.reason[self.find(np.array([label], np.int32))[0]])]

@@ -1,0 +1,119 @@
+"""Traces a function at full size, checks a plan against it, and evaluates it small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxprune import tree
+from jaxprune.jaxpr.choice import by_removal
+from jaxprune.jaxpr.evaluate import Evaluation
+from jaxprune.jaxpr.forest import Forest
+from jaxprune.jaxpr.propagate import Axes, propagate
+from jaxprune.jaxpr.shrunk import RULES
+from jaxprune.jaxpr.trace import Traced, trace
+from jaxprune.jaxpr.values import Labeling
+from jaxprune.jaxpr.walker import opened
+
+_KEPT = 1
+
+
+class _Plan(Protocol):
+    @property
+    def leaves(self) -> Mapping[str, Any]: ...
+    @property
+    def semantics(self) -> str: ...
+
+
+def evaluate(fun: Callable[..., Any], plan: _Plan, params: Any, args: Sequence[Any]) -> Any:
+    """Computes `fun(params, *args)` with small parameters.
+
+    Raises:
+      ValueError: The parameters do not have the plan's small shapes, or the plan does not fit the function.
+    """
+    full = tree.map_with_path(lambda path, leaf: _full(plan, path, leaf), params)
+    traced = trace(fun, full, *args)
+    removed: list[np.ndarray] = [np.array([False]), np.array([False])]
+    tags: dict[bytes, int] = {}
+
+    def leaf_labels(forest: Forest, index: int) -> Axes:
+        leaf = plan.leaves[traced.paths[index]]
+        return [_tagged(forest, n, leaf.keep.get(axis), removed, tags) for axis, n in enumerate(leaf.shape)]
+
+    exact = plan.semantics == "masked"
+    labeling, own = propagate(traced, leaf_labels, by_removal(_KEPT), exact=exact, keep=True)
+    check(traced, labeling, own, removed)
+    assert labeling.frame is not None
+    evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
+    jaxpr, constants = opened(traced.jaxpr)
+    leaves = [leaf for leaf in jax.tree.leaves(params) if tree.is_array(leaf)]
+    inputs = [leaf for leaf in jax.tree.leaves(args) if tree.is_array(leaf)]
+    outputs = evaluation.run(jaxpr, constants, [*leaves, *inputs])
+    return jax.tree.unflatten(traced.structure, outputs)
+
+
+def _full(plan: _Plan, path: str, leaf: Any) -> Any:
+    if not tree.is_array(leaf):
+        return leaf
+    if path not in plan.leaves:
+        raise ValueError(f"The plan does not have '{path}'. Give the parameters that `shrink` returned.")
+    if tuple(leaf.shape) != plan.leaves[path].small:
+        raise ValueError(
+            f"'{path}' has shape {tuple(leaf.shape)}; by the plan it is {plan.leaves[path].small}. "
+            "Give the parameters that `shrink` returned, or `plan.take(params)`."
+        )
+    return jax.ShapeDtypeStruct(plan.leaves[path].shape, leaf.dtype)
+
+
+def _tagged(
+    forest: Forest, width: int, keep: np.ndarray | None, removed: list[np.ndarray], tags: dict[bytes, int]
+) -> np.ndarray:
+    """Labels of an axis, tagged by the layers in which each position is removed."""
+    labels = forest.fresh(width, tag=_KEPT)
+    if keep is None:
+        return labels
+    gone = np.ones((width, len(keep) if keep.ndim == 2 else 1), bool)
+    for layer, kept in enumerate(np.atleast_2d(keep)):
+        gone[kept, layer] = False
+    for position, vector in enumerate(gone):
+        if not vector.any():
+            continue
+        distinct = np.array([True]) if vector.all() else vector
+        key = distinct.tobytes()
+        if key not in tags:
+            tags[key] = len(removed)
+            removed.append(distinct)
+        forest.tag[labels[position]] = tags[key]
+    return labels
+
+
+def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], removed: Sequence[np.ndarray]) -> None:
+    """Refuses a plan that cuts through what belongs together, or removes what must stay."""
+    forest = labeling.forest
+    for low, high in forest.conflicts:
+        first, second = _place(traced, own, low), _place(traced, own, high)
+        raise ValueError(
+            f"The plan does not treat {first} and {second} alike, which the function ties. "
+            "Make the plan with `shrink` from a coupling of the same function."
+        )
+    gone = np.array([vector.any() for vector in removed])
+    for index, axes in enumerate(own):
+        for axis, labels in enumerate(axes):
+            bad = np.flatnonzero(gone[forest.tags(labels)] & forest.is_frozen(labels))
+            if len(bad):
+                raise ValueError(
+                    f"The plan removes index {bad[0]} of axis {axis} of '{traced.paths[index]}', which must stay: "
+                    f"{forest.why(int(labels[bad[0]]))}. Make the plan from a coupling of the same function."
+                )
+
+
+def _place(traced: Traced, own: Sequence[Axes], label: int) -> str:
+    for index, axes in enumerate(own):
+        for axis, labels in enumerate(axes):
+            found = np.flatnonzero(labels == label)
+            if len(found):
+                return f"index {found[0]} of axis {axis} of '{traced.paths[index]}'"
+    return "an activation"
