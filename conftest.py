@@ -1,4 +1,4 @@
-"""Settings for every test, and the collection of the code in the README, the docs and the docstrings."""
+"""Collects the code of the README, the docs and the docstrings as tests."""
 
 import contextlib
 import doctest
@@ -10,9 +10,6 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
-
-# Nothing may rely on an implicit promotion: that is how a bfloat16 model turns float32.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

@@ -5,10 +5,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _strict_ranks(request):
-    """Raises where arrays of different rank meet, unless the test says that its model is written so."""
-    allowed = request.node.get_closest_marker("rank_promotion") is not None
-    with jax.numpy_rank_promotion("allow" if allowed else "raise"):
+def _strict_promotion(request):
+    """Raises where dtypes or ranks are promoted implicitly: that is how a bfloat16 model turns float32 unnoticed."""
+    allowed = {marker.name for marker in request.node.iter_markers()}
+    with (
+        jax.numpy_dtype_promotion("standard" if "dtype_promotion" in allowed else "strict"),
+        jax.numpy_rank_promotion("allow" if "rank_promotion" in allowed else "raise"),
+    ):
         yield
 
 
