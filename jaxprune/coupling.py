@@ -21,7 +21,7 @@ from jaxprune.typing import Params, Where
 
 SplitRule: TypeAlias = Literal["outer", "inner"] | Callable[[Split], Literal["outer", "inner"]]
 Semantics: TypeAlias = Literal["masked", "small"]
-Units: TypeAlias = Int[np.ndarray, " positions"]
+Units: TypeAlias = Int[np.ndarray, "_"]
 """For each position of an axis the number of its unit, 0 where no unit owns it."""
 
 
@@ -212,11 +212,11 @@ def _summarise(traced: Traced, labeling: Labeling, own: list[Axes], semantics: S
     signature[~open_] = 0
     owned = np.flatnonzero(signature)
     groups: dict[int, np.ndarray] = {}
-    names, group_of_owned = np.unique(signature[owned], return_inverse=True)
-    order = np.argsort(group_of_owned, kind="stable")
-    sizes = np.bincount(group_of_owned, minlength=len(names))
-    for name, members in zip(names.tolist(), np.split(owned[order], np.cumsum(sizes)[:-1]), strict=True):
-        groups[name] = members
+    names, group_of_owned, sizes = np.unique(signature[owned], return_inverse=True, return_counts=True)
+    members = owned[np.argsort(group_of_owned, kind="stable")]
+    ends = np.cumsum(sizes)
+    for name, start, end in zip(names.tolist(), ends - sizes, ends, strict=True):
+        groups[name] = members[start:end]
     rank = {index: position for position, index in enumerate(labeling.used)}
     places_of = _places(roots, signature, groups)
     ordered = sorted(groups, key=lambda s: min((rank.get(i, len(rank)), a) for i, a in places_of[s]))

@@ -30,7 +30,7 @@ def by_split(split: Any) -> Choose:
             return None
 
         def outermost() -> bool:
-            if pending.eqn.primitive.name != "reshape" and not callable(split):
+            if pending.primitive != "reshape" and not callable(split):
                 return False
             answer = split(pending.split()) if callable(split) else split
             if answer not in ("outer", "inner"):
@@ -94,9 +94,9 @@ def by_removal(kept_tag: int = 1) -> Choose:
             fitting = fits(flat, sides[other], open_)
             if len(fitting) != 1:
                 raise ValueError(
-                    f"The plan removes positions that '{pending.eqn.primitive.name}' from "
+                    f"The plan removes positions that '{pending.primitive}' from "
                     f"{[len(x) for x in pending.inputs]} to {[len(x) for x in pending.outputs]} cannot keep apart "
-                    f"({pending.split().source}). Make it with `shrink` from a coupling of the same function."
+                    f"({pending.source}). Make it with `shrink` from a coupling of the same function."
                 )
             return (source, fitting[0]) if this == 0 else (fitting[0], source)
         return None

@@ -75,6 +75,7 @@ def _fixed(
     labeling: Labeling, carry: Sequence[Value], body: Callable[[Sequence[Value]], list[Value]]
 ) -> tuple[list[Value], list[Value]]:
     """Runs a loop's body until what it carries claims no more than what comes back."""
+    labeling.used |= dict.fromkeys(value.leaf.index for value in carry if value.leaf is not None)
     held = [value.but(const=None, leaf=None, summed=()) for value in carry]
     marks = len(labeling.terms), len(labeling.pending)
     while True:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Int32
 
-Labels: TypeAlias = Int32[np.ndarray, " positions"]
+Labels: TypeAlias = Int32[np.ndarray, "_"]
 
 
 class Forest:

@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn
 from jaxprune.jaxpr import control, regroup
 from jaxprune.jaxpr.contraction import contraction, grouping
 from jaxprune.jaxpr.values import Labeling, Leaf, Pending, Term, Value, bare
-from jaxprune.jaxpr.walker import shape_of, source_of
+from jaxprune.jaxpr.walker import shape_of
 
 # f(0) = 0, so a position that held 0 still does.
 _KEEPS_ZERO = frozenset(
@@ -59,7 +59,8 @@ def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value
     name = eqn.primitive.name
     for operand in operands:
         if operand.leaf is not None:
-            labeling.used.setdefault(operand.leaf.index)
+            if name not in control.RULES:
+                labeling.used.setdefault(operand.leaf.index)
             if labeling.scan == 0 and name not in _KEEPS_LAYERS:
                 labeling.escaped += operand.axes
     return RULES.get(name, unknown)(labeling, eqn, *operands)
@@ -169,7 +170,8 @@ def _note_contraction(labeling: Labeling, eqn: JaxprEqn, operands: tuple[Value, 
 def _must_be_zero(labeling: Labeling, eqn: JaxprEqn, labels: np.ndarray, zero: bool) -> None:
     if not zero and labeling.exact:
         labeling.forest.freeze(
-            labels, f"'{eqn.primitive.name}' at {source_of(eqn)} sums values that are not 0 where they are removed"
+            labels,
+            f"'{eqn.primitive.name}' at {labeling.source(eqn)} sums values that are not 0 where they are removed",
         )
 
 
@@ -196,9 +198,11 @@ def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> 
     else:
         _must_be_zero(labeling, eqn, channels, exact)
         # As if both sides were reshaped to (group, offset), with the groups in common.
-        common = forest.fresh(groups)
-        labeling.pending.append(Pending(eqn, (channels,), (common, kernel.axes[consumed])))
-        labeling.pending.append(Pending(eqn, (outputs,), (common, forest.fresh(len(outputs) // groups))))
+        common, source = forest.fresh(groups), labeling.source(eqn)
+        labeling.pending.append(Pending(eqn.primitive.name, source, (channels,), (common, kernel.axes[consumed])))
+        labeling.pending.append(
+            Pending(eqn.primitive.name, source, (outputs,), (common, forest.fresh(len(outputs) // groups)))
+        )
     axes: list[Any] = [None] * len(image.axes)
     zero = [False] * len(image.axes)
     out_batch, out_channel, *out_spatial = numbers.out_spec

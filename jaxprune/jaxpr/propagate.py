@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def propagate(
             else:
                 forest.freeze(axis_labels, f"axis {axis} of output '{name}'" if name else f"axis {axis} of the output")
         labeling.escaped += value.axes
-    _follow(traced, labeling, own)
+    _follow(traced, labeling, own, updated.values())
     regroup.settle(labeling)
     return labeling, own
 
@@ -85,10 +85,10 @@ def updated_leaves(traced: Traced) -> dict[int, int]:
     return found
 
 
-def _follow(traced: Traced, labeling: Labeling, own: Sequence[Axes]) -> None:
+def _follow(traced: Traced, labeling: Labeling, own: Sequence[Axes], updated: Collection[int]) -> None:
     """Leaves that the program never reads live and die with the leaf of the same shape and most similar path."""
     for index in range(len(traced.leaves)):
-        if index in labeling.used:
+        if index in labeling.used or index in updated:
             continue
         sibling = _sibling(traced, labeling.used, index)
         for axis, axis_labels in enumerate(own[index]):
@@ -98,17 +98,25 @@ def _follow(traced: Traced, labeling: Labeling, own: Sequence[Axes]) -> None:
                 labeling.forest.union(axis_labels, own[sibling][axis])
 
 
-def _sibling(traced: Traced, used: Mapping[int, None], index: int) -> int | None:
-    tail = traced.paths[index].split("/")
-    best, length = None, 0
+def _sibling(traced: Traced, used: Collection[int], index: int) -> int | None:
+    """A leaf of the same name elsewhere (the average of a weight), else one of the same module."""
+    parts = traced.paths[index].split("/")
+    best, most = None, 0
     for other in used:
         if traced.leaves[other].shape != traced.leaves[index].shape:
             continue
-        common = 0
-        for a, b in zip(reversed(tail), reversed(traced.paths[other].split("/")), strict=False):
-            if a != b:
-                break
-            common += 1
-        if common > length:
-            best, length = other, common
+        theirs = traced.paths[other].split("/")
+        tail = _common(reversed(parts), reversed(theirs))
+        alike = 2 * tail if tail else int(parts[:-1] == theirs[:-1])
+        if alike > most:
+            best, most = other, alike
     return best
+
+
+def _common(first: Iterable[str], second: Iterable[str]) -> int:
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,18 +17,12 @@ from jaxprune.jaxpr.shrunk import RULES
 from jaxprune.jaxpr.trace import Traced, trace
 from jaxprune.jaxpr.values import Labeling
 from jaxprune.jaxpr.walker import opened
+from jaxprune.plan import Plan
 
 _KEPT = 1
 
 
-class _Plan(Protocol):
-    @property
-    def leaves(self) -> Mapping[str, Any]: ...
-    @property
-    def semantics(self) -> str: ...
-
-
-def evaluate(fun: Callable[..., Any], plan: _Plan, params: Any, args: Sequence[Any]) -> Any:
+def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[Any]) -> Any:
     """Computes `fun(params, *args)` with small parameters.
 
     Raises:
@@ -55,7 +49,7 @@ def evaluate(fun: Callable[..., Any], plan: _Plan, params: Any, args: Sequence[A
     return jax.tree.unflatten(traced.structure, outputs)
 
 
-def _full(plan: _Plan, path: str, leaf: Any) -> Any:
+def _full(plan: Plan, path: str, leaf: Any) -> Any:
     if not tree.is_array(leaf):
         return leaf
     if path not in plan.leaves:

@@ -114,7 +114,7 @@ def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: 
     if len(open_) == 1 and len(widths) == 1:
         return [_spread(inputs, open_[0])]
     outputs = [forest.fresh(n) for n in widths]
-    labeling.pending.append(Pending(eqn, tuple(inputs), tuple(outputs)))
+    labeling.pending.append(Pending(eqn.primitive.name, labeling.source(eqn), tuple(inputs), tuple(outputs)))
     return outputs
 
 
@@ -165,7 +165,7 @@ def _join(forest: Forest, pending: Pending, left: int, right: int) -> None:
     for side, chosen in ((pending.inputs, left), (pending.outputs, right)):
         for index, labels in enumerate(side):
             if index != chosen:
-                forest.freeze(labels, f"'{pending.eqn.primitive.name}' keeps it whole beside the axis that is pruned")
+                forest.freeze(labels, f"'{pending.primitive}' keeps it whole beside the axis that is pruned")
 
 
 def concatenate(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -207,7 +207,8 @@ def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
 def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
     """Padded positions are free."""
     axes, zero = [], []
-    for labels, holds, (low, high, inner) in zip(operand.axes, operand.zero, eqn.params["padding_config"], strict=True):
+    for labels, holds, config in zip(operand.axes, operand.zero, eqn.params["padding_config"], strict=True):
+        low, high, inner = map(int, config)
         if (low, high, inner) == (0, 0, 0):
             axes.append(labels)
             zero.append(holds)

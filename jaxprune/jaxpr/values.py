@@ -84,14 +84,15 @@ class Split:
 class Pending:
     """Axes whose product is regrouped; which two of them correspond is decided when the whole program is known."""
 
-    eqn: JaxprEqn
+    primitive: str
+    source: str
     inputs: tuple[Labels, ...]
     outputs: tuple[Labels, ...]
 
     def split(self) -> Split:
         """What a user's `split` is asked about."""
         widths = [tuple(len(labels) for labels in side) for side in (self.inputs, self.outputs)]
-        return Split(self.eqn.primitive.name, widths[0], widths[1], source_of(self.eqn))
+        return Split(self.primitive, widths[0], widths[1], self.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,7 @@ class Labeling:
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
       escaped: Labels seen outside the body of an outermost scan.
+      around: The equations that hold the jaxpr being walked.
     """
 
     forest: Forest
@@ -140,6 +142,7 @@ class Labeling:
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     escaped: list[Labels] = dataclasses.field(default_factory=list)
+    around: list[JaxprEqn] = dataclasses.field(default_factory=list)
 
     def fresh(self, shape: Sequence[int]) -> Value:
         """A value whose axes are free."""
@@ -154,9 +157,15 @@ class Labeling:
         outer = self.frame
         if outer is not None:
             self.frame = outer.children[id(eqn), branch] = Frame()
+        self.around.append(eqn)
         outputs = self.walk(jaxpr, constants, arguments)
+        self.around.pop()
         self.frame = outer
         return outputs
+
+    def source(self, eqn: JaxprEqn) -> str:
+        """Where the user's program made an equation; what a library made is where the library was called."""
+        return next(filter(None, map(source_of, (eqn, *reversed(self.around)))), "an unknown line")
 
     def walk(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr in the current frame."""

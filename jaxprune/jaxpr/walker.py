@@ -5,11 +5,15 @@ binds what it returns; rules of equations that hold jaxprs (`scan`, `cond`, `jit
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 Rule = Callable[..., Sequence[Any]]
+
+_JAX = str(Path(jax.__file__).parent)
 
 
 def walk(
@@ -84,12 +88,12 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     return len(constants), len(carry)
 
 
-def source_of(eqn: JaxprEqn) -> str:
-    """Where the user's program made an equation, "file:line (function)"."""
-    frame = next(iter(getattr(eqn.source_info.traceback, "frames", ())), None)
-    if frame is None:
-        return "an unknown line"
-    return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
+def source_of(eqn: JaxprEqn) -> str | None:
+    """Where the user's program made an equation, "file:line (function)", if JAX knows."""
+    for frame in getattr(eqn.source_info.traceback, "frames", ()):
+        if not frame.file_name.startswith(_JAX):
+            return f"{frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num} ({frame.function_name})"
+    return None
 
 
 def bind(eqn: JaxprEqn, *operands: Any, **changes: Any) -> Sequence[Any]:

@@ -1,0 +1,230 @@
+"""What lives and dies together, and what is kept whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from zoo import linen, plain
+from zoo.case import floats, kernels
+
+from jaxprune import filters
+from jaxprune.coupling import couple
+
+
+def groups_of(fun, params, *args, **options):
+    """Width and slices of each group."""
+    coupling = couple(fun, params, *args, **options)
+    return [(g.width, {f"{m.path}[{m.axis}]" for m in g.members}) for g in coupling.groups]
+
+
+def test_a_hidden_layer_is_one_group():
+    fun, params, args = plain.mlp()
+    assert groups_of(fun, params, *args) == [
+        (8, {"first[1]", "bias[0]", "second[0]"}),
+        (6, {"second[1]", "last[0]"}),
+    ]
+
+
+def test_nothing_is_allocated_and_concrete_parameters_give_the_same():
+    fun, params, args = plain.mlp()
+    concrete = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
+    assert couple(fun, params, *args).groups == couple(fun, concrete, jnp.ones((2, 3))).groups
+
+
+def test_split_outer_prunes_heads_and_inner_prunes_their_width():
+    fun, params, args = plain.fused_qkv()
+    assert groups_of(fun, params, *args) == [(4, {"qkv[1]", "bias[0]", "o[0]"})]
+    assert groups_of(fun, params, *args, split="inner") == [(4, {"qkv[1]", "bias[0]", "o[0]"})]
+    outer = couple(fun, params, *args).units["qkv"][1].reshape(3, 4, 4)
+    inner = couple(fun, params, *args, split="inner").units["qkv"][1].reshape(3, 4, 4)
+    assert (outer == outer[:1, :, :1]).all()
+    assert len(np.unique(outer)) == 4
+    assert (inner == inner[:1, :1, :]).all()
+    assert len(np.unique(inner)) == 4
+
+
+def test_split_is_asked_place_by_place():
+    def fun(p, x):
+        for name in ("a", "b"):
+            y = (x @ p[name]).reshape(2, 5, 4, 4)
+            x = jnp.tanh(y).reshape(2, 5, 16) @ p[name + "_out"]
+        return x
+
+    asked = []
+
+    def split(place):
+        asked.append(place)
+        return "outer" if len(asked) == 1 else "inner"
+
+    params = kernels(a=(3, 16), a_out=(16, 3), b=(3, 16), b_out=(16, 3))
+    coupling = couple(fun, params, floats(2, 5, 3), split=split)
+    first, second = (coupling.units[name][1].reshape(4, 4) for name in ("a", "b"))
+    assert (first == first[:, :1]).all()
+    assert (second == second[:1]).all()
+    assert asked[0].inputs == (16,)
+    assert asked[0].outputs == (4, 4)
+    assert "test_coupling.py" in asked[0].source
+
+
+def test_heads_and_widths_prune_together_where_they_are_axes_of_their_own():
+    def fun(p, x):
+        y = jnp.einsum("btc,chd->bthd", x, p["in"])
+        return jnp.einsum("bthd,hdo->bto", jnp.tanh(y), p["out"])
+
+    params = kernels(**{"in": (3, 4, 6), "out": (4, 6, 2)})
+    assert groups_of(fun, params, floats(2, 5, 3)) == [(4, {"in[1]", "out[0]"}), (6, {"in[2]", "out[1]"})]
+
+
+def test_split_rejects_other_answers():
+    fun, params, args = plain.fused_qkv()
+    with pytest.raises(ValueError, match=r'`split` is "outer", "inner" or a callable.*got \'both\''):
+        couple(fun, params, *args, split="both")
+    with pytest.raises(ValueError, match="must return"):
+        couple(fun, params, *args, split=lambda place: "both")
+
+
+def test_protect_keeps_inputs_and_outputs_of_a_leaf():
+    fun, params, args = plain.mlp()
+    coupling = couple(fun, params, *args, protect=filters.named("^second$"))
+    assert coupling.groups == ()
+    assert coupling.frozen["first", 1] == "protected"
+    assert coupling.frozen["last", 0] == "protected"
+
+
+def test_a_gated_unit_is_one_unit_both_ways():
+    fun, params, args = plain.glu()
+    assert groups_of(fun, params, *args) == [(8, {"gate[1]", "up[1]", "down[0]"})]
+    fun, params, args = plain.fused_glu()
+    assert groups_of(fun, params, *args) == [(8, {"both[1]", "down[0]"})]
+
+
+def test_dense_blocks_prune_independently():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        fun, params, args = linen.CASES["densenet"].build()
+        coupling = couple(fun, params, *args)
+    assert [g.width for g in coupling.groups] == [6, 4, 4, 4, 8]
+
+
+def test_rotary_pairs_go_together():
+    fun, params, args = plain.grouped_query()()
+    units = couple(fun, params, *args, split="inner").units["q"][1].reshape(4, 2, 2)
+    assert (units[:, 0] == units[:, 1]).all()
+    assert len(np.unique(units)) == 2
+
+
+def test_grouped_queries_go_with_their_keys():
+    fun, params, args = plain.grouped_query(heads=4, groups=2)()
+    coupling = couple(fun, params, *args)
+    keys, queries = coupling.units["k"][1].reshape(2, 4), coupling.units["q"][1].reshape(2, 2, 4)
+    assert (queries == keys[:, None, :1]).all()
+
+
+def test_multi_query_heads_can_be_pruned():
+    fun, params, args = plain.multi_query()
+    assert groups_of(fun, params, *args) == [(4, {"q[1]", "o[0]"})]
+
+
+def test_layers_of_a_scan_keep_their_own_units():
+    fun, params, args = plain.scanned()()
+    by_name = {g.name: g for g in couple(fun, params, *args).groups}
+    assert by_name["layers/up"].stack == 0
+    assert by_name["layers/up"].layers == 3
+    assert by_name["embed"].stack is None, "the residual stream leaves the body"
+
+
+def test_a_stacked_leaf_used_outside_its_scan_keeps_one_choice_for_all_layers():
+    fun, params, args = plain.scanned()()
+    coupling = couple(lambda p, x: (fun(p, x), jnp.square(p["layers"]["up"]).sum()), params, *args)
+    assert {g.name: g.stack for g in coupling.groups}["layers/up"] is None
+
+
+def test_a_leaf_that_is_never_read_follows_its_sibling():
+    fun, params, args = plain.mlp()
+    tree = {"params": params, "ema": params, "other": kernels(alone=(7, 9))}
+    coupling = couple(lambda p, x: fun(p["params"], x), tree, *args)
+    assert (coupling.units["ema/first"][1] == coupling.units["params/first"][1]).all()
+    assert coupling.frozen["other/alone", 0] == "the function never reads it"
+
+
+def test_an_unknown_primitive_freezes_and_says_so():
+    def fun(p, x):
+        y = x @ p["first"]
+        y = jax.pure_callback(lambda v: v, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
+        return jnp.tanh(y @ p["second"]) @ p["third"]
+
+    params = kernels(first=(3, 8), second=(8, 6), third=(6, 2))
+    with pytest.warns(UserWarning, match=r"primitive 'pure_callback'.*'first' axis 1, 'second' axis 0"):
+        coupling = couple(fun, params, floats(2, 3))
+    assert [g.name for g in coupling.groups] == ["second"]
+
+
+def test_a_sum_over_removed_positions_that_are_not_zero_is_kept_whole_and_named():
+    def fun(p, x):
+        y = x @ p["first"]
+        y = (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + 1e-6)
+        return y @ p["last"]
+
+    params = kernels(first=(3, 8), last=(8, 2))
+    coupling = couple(fun, params, floats(2, 3))
+    assert coupling.groups == ()
+    assert "reduce_sum" in coupling.frozen["first", 1]
+    assert "test_coupling.py" in coupling.frozen["first", 1]
+    assert [g.width for g in couple(fun, params, floats(2, 3), semantics="small").groups] == [8]
+
+
+def test_a_feature_map_that_is_not_zero_at_zero_keeps_its_width():
+    """Linear attention with elu + 1: a removed feature would still count."""
+
+    def fun(p, x):
+        q, k = jax.nn.elu(x @ p["q"]) + 1, jax.nn.elu(x @ p["k"]) + 1
+        return jnp.einsum("bsf,bsd->bfd", k, x).transpose(0, 2, 1) @ q.transpose(0, 2, 1)
+
+    coupling = couple(fun, kernels(q=(3, 8), k=(3, 8)), floats(2, 5, 3))
+    assert "not 0 where they are removed" in coupling.frozen["q", 1]
+
+
+def test_macs_are_a_polynomial_of_the_kept_counts():
+    fun, params, args = plain.mlp()
+    coupling = couple(fun, params, *args)
+    assert coupling.macs() == 2 * (3 * 8 + 8 * 6 + 6 * 2)
+    assert coupling.macs([4, 3]) == 2 * (3 * 4 + 4 * 3 + 3 * 2)
+    assert coupling.macs_per_unit() == [2 * (3 + 6), 2 * (8 + 2)]
+
+
+def test_macs_of_a_scan_count_every_layer():
+    fun, params, args = plain.scanned()()
+    assert couple(fun, params, *args).macs() == 2 * (3 * 8 + 3 * 2 * 8 * 12 + 8 * 2)
+
+
+def test_the_table_names_groups_slices_and_reasons():
+    fun, params, args = plain.mlp()
+    text = str(couple(fun, params, *args))
+    assert "first[1], bias[0], second[0]" in text
+    assert "first[0]: axis 1 of argument 0" in text
+
+
+def test_grouped_convolution_prunes_the_same_offset_of_every_group():
+    def fun(p, x):
+        x = x @ p["in"]
+        numbers = ("NWC", "WIO", "NWC")
+        x = lax.conv_general_dilated(x, p["conv"], (1,), "SAME", dimension_numbers=numbers, feature_group_count=2)
+        return jnp.tanh(x) @ p["out"]
+
+    coupling = couple(fun, {**kernels(out=(12, 2)), **kernels(conv=(3, 4, 12)), "in": floats(3, 8)}, floats(2, 5, 3))
+    units = coupling.units["in"][1].reshape(2, 4)
+    assert (units[0] == units[1]).all()
+    assert len(np.unique(units)) == 4
+    outputs = coupling.units["out"][0].reshape(2, 6)
+    assert (outputs[0] == outputs[1]).all()
+    assert (coupling.units["conv"][1] == units[0]).all()
+
+
+@pytest.mark.parametrize("name", ["cumsum", "sort", "argmax"])
+def test_order_along_an_axis_keeps_it_whole(name):
+    def fun(p, x):
+        y = getattr(jnp, name)(x @ p["first"], -1)
+        return y.astype(jnp.float32)
+
+    coupling = couple(fun, kernels(first=(3, 8)), floats(2, 3))
+    assert name in coupling.frozen["first", 1]

@@ -1,0 +1,1 @@
+"""Small models of many kinds, each with the axes of its parameters that cannot be pruned, and why."""
