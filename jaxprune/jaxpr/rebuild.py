@@ -39,7 +39,7 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
 
     exact = plan.semantics == "masked"
     labeling, own = propagate(traced, leaf_labels, by_removal(_KEPT), exact=exact, keep=True)
-    check(traced, labeling, own, removed)
+    check(traced, labeling, own, plan)
     assert labeling.frame is not None
     evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
     jaxpr, constants = opened(traced.jaxpr)
@@ -84,24 +84,24 @@ def _tagged(
     return labels
 
 
-def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], removed: Sequence[np.ndarray]) -> None:
-    """Refuses a plan that cuts through what belongs together, or removes what must stay."""
+def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], plan: Plan) -> None:
+    """Refuses a plan that removes what must stay, or cuts through what belongs together."""
     forest = labeling.forest
+    for index, axes in enumerate(own):
+        for axis, keep in plan.leaves[traced.paths[index]].keep.items():
+            stays = [np.isin(np.arange(len(axes[axis])), kept) for kept in np.atleast_2d(keep)]
+            bad = np.flatnonzero(~np.all(stays, axis=0) & forest.is_frozen(axes[axis]))
+            if len(bad):
+                raise ValueError(
+                    f"The plan removes index {bad[0]} of axis {axis} of '{traced.paths[index]}', which must stay: "
+                    f"{forest.why(int(axes[axis][bad[0]]))}. Make the plan from a coupling of the same function."
+                )
     for low, high in forest.conflicts:
         first, second = _place(traced, own, low), _place(traced, own, high)
         raise ValueError(
             f"The plan does not treat {first} and {second} alike, which the function ties. "
             "Make the plan with `shrink` from a coupling of the same function."
         )
-    gone = np.array([vector.any() for vector in removed])
-    for index, axes in enumerate(own):
-        for axis, labels in enumerate(axes):
-            bad = np.flatnonzero(gone[forest.tags(labels)] & forest.is_frozen(labels))
-            if len(bad):
-                raise ValueError(
-                    f"The plan removes index {bad[0]} of axis {axis} of '{traced.paths[index]}', which must stay: "
-                    f"{forest.why(int(labels[bad[0]]))}. Make the plan from a coupling of the same function."
-                )
 
 
 def _place(traced: Traced, own: Sequence[Axes], label: int) -> str:
