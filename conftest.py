@@ -1,4 +1,4 @@
-"""Collects the code of the README, the docs and the docstrings as tests."""
+"""Checks the annotations of the package while tests run, and collects the code of README, docs and docstrings."""
 
 import contextlib
 import doctest
@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jaxtyping import install_import_hook
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
+
+# Shapes included. As for a type checker, an `int` will do for a `float`.
+install_import_hook("jaxprune", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

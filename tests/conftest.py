@@ -1,6 +1,7 @@
 """Settings for the tests of this folder alone: the code of the docs runs as its reader would run it."""
 
 import jax
+import jaxtyping
 import pytest
 
 
@@ -13,6 +14,13 @@ def _strict_promotion(request):
         jax.numpy_rank_promotion("allow" if "rank_promotion" in allowed else "raise"),
     ):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _annotations(request, monkeypatch):
+    """Lets a test see the error that a user sees, who has no checks of annotations in the way."""
+    if request.node.get_closest_marker("wrong_types") is not None:
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def pytest_runtest_setup(item):
