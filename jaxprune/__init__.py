@@ -1,0 +1,51 @@
+"""Pruning for JAX: pure functions over parameter pytrees that return masks, and masks that compose with optax."""
+
+from jaxprune import budgets as budgets
+from jaxprune import filters as filters
+from jaxprune import patterns as patterns
+from jaxprune import scores as scores
+from jaxprune import slimming as slimming
+from jaxprune.coupling import Coupling as Coupling
+from jaxprune.coupling import couple as couple
+from jaxprune.frequency import Spectral as Spectral
+from jaxprune.masks import Packed as Packed
+from jaxprune.masks import apply as apply
+from jaxprune.masks import intersection as intersection
+from jaxprune.masks import overlap as overlap
+from jaxprune.masks import pack as pack
+from jaxprune.masks import union as union
+from jaxprune.masks import unpack as unpack
+from jaxprune.metrics import LeafSummary as LeafSummary
+from jaxprune.metrics import compression_ratio as compression_ratio
+from jaxprune.metrics import count_params as count_params
+from jaxprune.metrics import density as density
+from jaxprune.metrics import nbytes as nbytes
+from jaxprune.metrics import relative_size_change as relative_size_change
+from jaxprune.metrics import sparsity as sparsity
+from jaxprune.metrics import summary as summary
+from jaxprune.plan import Plan as Plan
+from jaxprune.selection import select as select
+from jaxprune.shrink import shrink as shrink
+from jaxprune.shrink import shrink_fun as shrink_fun
+from jaxprune.strategies import dft as dft
+from jaxprune.strategies import from_scores as from_scores
+from jaxprune.strategies import grasp as grasp
+from jaxprune.strategies import lamp as lamp
+from jaxprune.strategies import magnitude as magnitude
+from jaxprune.strategies import random as random
+from jaxprune.strategies import slim as slim
+from jaxprune.strategies import snip as snip
+from jaxprune.strategies import synflow as synflow
+from jaxprune.strategies import taylor as taylor
+from jaxprune.transforms import GradualState as GradualState
+from jaxprune.transforms import KeepMaskedState as KeepMaskedState
+from jaxprune.transforms import MaskedState as MaskedState
+from jaxprune.transforms import WithGradients as WithGradients
+from jaxprune.transforms import WithKey as WithKey
+from jaxprune.transforms import gradual as gradual
+from jaxprune.transforms import keep_masked as keep_masked
+from jaxprune.transforms import masked as masked
+from jaxprune.transforms import masks_of as masks_of
+from jaxprune.transforms import straight_through as straight_through
+
+__version__ = "0.1.0"

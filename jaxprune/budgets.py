@@ -41,11 +41,11 @@ def keep_count(groups: int, sparsity: Sparsity) -> Count:
       >>> keep_count(10, 0.75), keep_count(25_000_000, jnp.float32(0.9))
       (2, Array(2500000, dtype=int32))
     """
-    if not isinstance(sparsity, jax.Array):
+    if isinstance(sparsity, float | int):
         if not 0 <= sparsity <= 1:
             raise ValueError(f"`sparsity` is the fraction removed, between 0 and 1; got {sparsity}. For 90 % give 0.9.")
-        return round(groups * (1 - float(sparsity)))
-    removed = jnp.round(jnp.clip(sparsity.astype(jnp.float32), 0, 1) * _MILLION).astype(jnp.int32)
+        return round(groups * (1 - sparsity))
+    removed = jnp.round(jnp.clip(jnp.asarray(sparsity, jnp.float32), 0, 1) * _MILLION).astype(jnp.int32)
     density = _MILLION - removed
     # groups * density / 10**6 in 32-bit integers: split groups into millions, thousands and units.
     millions, rest = divmod(groups, _MILLION)
@@ -173,7 +173,9 @@ class Cumulative:
                 f"`cumulative({self.fraction})` decides the sparsity from the scores; got sparsity {sparsity}. "
                 f"Leave it out."
             )
-        pooled = jax.tree.map(lambda score, p: p.pool(score), scores, _unflatten(scores, patterns.by_leaf(pattern, scores)))
+        pooled = jax.tree.map(
+            lambda score, p: p.pool(score), scores, _unflatten(scores, patterns.by_leaf(pattern, scores))
+        )
         if self.per_leaf:
             return jax.tree.map(lambda score: _growth_count(score.reshape(-1), self.fraction), pooled)
         flat = [score.reshape(-1).astype(jnp.float32) for score in jax.tree.leaves(pooled)]

@@ -32,6 +32,7 @@ class Filter:
     function: Where
 
     def __call__(self, path: str, leaf: Any) -> bool:
+        """Whether to pick the leaf."""
         return self.function(path, leaf)
 
     def __and__(self, other: Where) -> Filter:

@@ -156,8 +156,10 @@ def _spectrum_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int,
 
 
 def _mirror(array: Array | np.ndarray, axes: tuple[int, ...], xp: object) -> Array:
-    """The entry at the negated frequency along every transformed axis but the last, whose planes 0 and n/2 map to
-    themselves."""
+    """The entry at the negated frequency along every transformed axis but the last.
+
+    For the planes 0 and n/2 of the last axis, which negation maps to themselves.
+    """
     others = axes[:-1]
     return xp.roll(xp.flip(array, others), (1,) * len(others), others) if others else array  # pyright: ignore
 

@@ -59,7 +59,10 @@ class NM:
 
     def __post_init__(self) -> None:
         if not 0 <= self.n <= self.m or self.m < 1:
-            raise ValueError(f"`NM(n, m)` keeps n of every m and needs 0 <= n <= m, m >= 1; got NM({self.n}, {self.m}).")
+            raise ValueError(f"`NM(n, m)` keeps n of every m and needs 0 <= n <= m, m >= 1; got {self}.")
+
+    def __str__(self) -> str:
+        return f"NM({self.n}, {self.m})"
 
     @property
     def sparsity(self) -> float:

@@ -1,10 +1,11 @@
 """Exact selection of the highest scores by counting; only a small sample is ever sorted.
 
-The threshold is bracketed between two integer keys (see `ordering.keys`). A sample gives the first probes; one pass over
-the scores counts how many lie at or above each, and a second pass looks through a narrow window where interpolation puts
-the threshold: it counts at both ends and lifts out the few scores between them, among which the threshold is then found
-without touching the rest. Where the window misses, or holds too many scores, further passes halve the bracket at the
-least, whatever the data. Ties at the threshold go to the lowest index, found by counting in ever smaller parts.
+The threshold is bracketed between two integer keys (see `ordering.keys`). A sample gives the first probes; one pass
+over the scores counts how many lie at or above each, and a second pass looks through a narrow window where
+interpolation puts the threshold: it counts at both ends and lifts out the few scores between them, among which the
+threshold is then found without touching the rest. Where the window misses, or holds too many scores, further passes
+halve the bracket at the least, whatever the data. Ties at the threshold go to the lowest index, found by counting in
+ever smaller parts.
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ def _everything(pieces: list[Any], group: list[int], keep: Int[Array, " group"])
     integer = jnp.int64 if any(piece.dtype.itemsize == 8 for piece in pieces) else jnp.int32
     low, high = jnp.iinfo(integer).min, jnp.iinfo(integer).max
     return _Bracket(
-        jnp.full(groups, low, integer), jnp.full(groups, high, integer), jnp.asarray(sizes), jnp.zeros(groups, jnp.int32)
+        jnp.full(groups, low, integer),
+        jnp.full(groups, high, integer),
+        jnp.asarray(sizes),
+        jnp.zeros(groups, jnp.int32),
     )
 
 
@@ -236,8 +240,10 @@ def _width(bracket: _Bracket) -> Array:
 
 
 def _probes(bracket: _Bracket, keep: Int[Array, " group"]) -> Probes:
-    """Four probes around the interpolated threshold; the middle, which bounds the number of passes for any data; and
-    the key above `low`, in case many scores share that value."""
+    """Four probes around the interpolated threshold, the middle, and the key above `low`.
+
+    The middle bounds the number of passes for any data; the last is for many scores that share the value `low`.
+    """
     middle = bracket.low + (_width(bracket) // 2).astype(bracket.low.dtype)
     around = _interpolated(bracket, keep, (-3.0, -0.8, 0.8, 3.0))
     return jnp.concatenate([around, middle[:, None], bracket.low[:, None] + 1], axis=1)
@@ -317,7 +323,7 @@ def _by_lanes(
     Returns:
       The accumulators, one vector for each entry of `empty`.
     """
-    size = piece.size if size is None else size
+    size = int(piece.size) if size is None else size
     lanes = _LANES
     while lanes > _ROW and lanes * 16 > size:
         lanes //= 2

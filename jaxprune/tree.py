@@ -62,9 +62,7 @@ def flatten(tree: Params, *others: Any, names: tuple[str, ...] = ()) -> tuple[li
     return list(zip(keys, leaves, *columns, strict=True)), treedef
 
 
-def map_with_path(
-    function: Callable[..., Any], tree: Params, *others: Any, names: tuple[str, ...] = ()
-) -> Any:
+def map_with_path(function: Callable[..., Any], tree: Params, *others: Any, names: tuple[str, ...] = ()) -> Any:
     """Maps `function(path, leaf, *others)` over the leaves of `tree`; see `flatten`."""
     rows, treedef = flatten(tree, *others, names=names)
     return treedef.unflatten([function(*row) for row in rows])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 Params: TypeAlias = PyTree[Any]
 """Any pytree whose leaves are arrays; leaves that are not arrays are left alone."""
@@ -28,7 +29,7 @@ Counts: TypeAlias = PyTree[Any]
 Mask: TypeAlias = Bool[Array, "..."]
 Score: TypeAlias = Float[Array, "..."]
 Count: TypeAlias = int | Int[Array, ""]
-Sparsity: TypeAlias = float | Float[ArrayLike, ""]
+Sparsity: TypeAlias = float | Float[Array, ""] | np.float32
 PRNGKey: TypeAlias = Key[Array, ""]
 
 Where: TypeAlias = Callable[[str, Any], bool]

@@ -1,0 +1,51 @@
+"""What a strategy needs at a refresh, said by its type and never guessed from its signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+from jaxprune.typing import Grads, Masks, Params, PRNGKey, Sparsity
+
+ParamsStrategy: TypeAlias = Callable[[Params, Sparsity | None], Masks]
+
+
+@dataclasses.dataclass(frozen=True)
+class WithGradients:
+    """A strategy called with the step's gradients: `strategy(params, grads, sparsity)`.
+
+    The gradients are those handed to the optimizer, of pruned weights too, before anything is hidden.
+
+    Attributes:
+      strategy: Such as `jaxprune.taylor`.
+    """
+
+    strategy: Callable[[Params, Grads, Sparsity | None], Masks]
+
+
+@dataclasses.dataclass(frozen=True)
+class WithKey:
+    """A strategy called with a key: `strategy(key, params, sparsity)`.
+
+    The key is the same at every refresh, so that masks nest as the sparsity grows.
+
+    Attributes:
+      strategy: Such as `jaxprune.random`.
+      key: From `jax.random.key`.
+    """
+
+    strategy: Callable[[PRNGKey, Params, Sparsity | None], Masks]
+    key: PRNGKey
+
+
+Strategy: TypeAlias = ParamsStrategy | WithGradients | WithKey
+
+
+def call(strategy: Strategy, params: Params, grads: Grads, sparsity: Sparsity | None) -> Masks:
+    """Calls a strategy with what its type says it needs."""
+    if isinstance(strategy, WithGradients):
+        return strategy.strategy(params, grads, sparsity)
+    if isinstance(strategy, WithKey):
+        return strategy.strategy(strategy.key, params, sparsity)
+    return strategy(params, sparsity)
