@@ -39,7 +39,7 @@ class Group:
     """Units of one kind: the neurons of a layer, the channels of a stage, the heads of an attention.
 
     Attributes:
-      name: Path of the leaf that produces the units.
+      name: Path of the leaf that produces the units, with the axis where it produces several groups.
       start: Number of the first unit; the others follow.
       width: How many units there are.
       members: Every leaf and axis they own slices of.
@@ -228,6 +228,7 @@ def _summarise(traced: Traced, labeling: Labeling, own: list[Axes], semantics: S
         stack = _stack(labeling, places_of[name], escaped, units)
         result.append(_group(traced, labeling, rank, places_of[name], start, len(units), stack))
         start += len(units)
+    result = _unique(result)
     group_of_unit = np.zeros(start, np.int32)
     for i, group in enumerate(result):
         group_of_unit[group.start : group.start + group.width] = i
@@ -310,6 +311,23 @@ def _group(
     name = produces[0] if produces else rows[0][0].path
     layers = traced.leaves[places[0][0]].shape[stack[1]] if stack is not None else 1
     return Group(name, start, width, tuple(row[0] for row in rows), stack[1] if stack is not None else None, layers)
+
+
+def _unique(groups: list[Group]) -> list[Group]:
+    """Names groups apart: a leaf that produces several is named with the axis of each."""
+    names = [group.name for group in groups]
+    if len(set(names)) == len(names):
+        return groups
+    renamed = []
+    for group in groups:
+        axis = next(m.axis for m in group.members if m.path == group.name)
+        repeated = names.count(group.name) > 1
+        renamed.append(dataclasses.replace(group, name=f"{group.name}[{axis}]") if repeated else group)
+    names = [group.name for group in renamed]
+    return [
+        dataclasses.replace(g, name=f"{g.name}#{names[:i].count(g.name)}") if names.count(g.name) > 1 else g
+        for i, g in enumerate(renamed)
+    ]
 
 
 def _products(

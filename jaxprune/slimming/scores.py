@@ -1,0 +1,199 @@
+"""One score per unit, from the scores of all the weights it owns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float
+
+from jaxprune import tree
+from jaxprune.coupling import Coupling, Group
+from jaxprune.filters import is_kernel
+from jaxprune.typing import Params, Scores, Where
+
+Aggregate: TypeAlias = Literal["mean", "sum", "max"]
+UnitArray: TypeAlias = Float[Any, "..."]
+"""`(width,)`, or `(layers, width)` where each layer of a scan may keep its own units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitScores:
+    """One score per unit of each group, by the group's name, higher = more worth keeping."""
+
+    by_group: Mapping[str, UnitArray]
+
+
+def of_slices(
+    scores: Scores, coupling: Coupling, *, aggregate: Aggregate = "mean", normalize: bool = True
+) -> UnitScores:
+    """Scores units by the weights they own.
+
+    Args:
+      scores: One score per weight, `None` for leaves that do not count; from `jaxprune.scores` or your own.
+      coupling: From `couple` of the same parameters.
+      aggregate: The mean, the sum or the maximum over all weights of a unit, whichever leaves they lie in.
+      normalize: Divide by the mean over the group, so that groups compare whatever their size and depth.
+
+    Raises:
+      ValueError: No leaf of a group has scores; the message names the group.
+    """
+    leaves = {path: _float32(score) for path, score in tree.flatten(scores)[0] if tree.is_array(score)}
+    xp = _namespace(leaves.values())
+    found = {}
+    for group in coupling.groups:
+        found[group.name] = _pool(group, leaves, coupling, aggregate, xp)
+    return UnitScores({name: _normalized(x, xp) if normalize else x for name, x in found.items()})
+
+
+def geometric_median(params: Params, coupling: Coupling, *, where: Where = is_kernel) -> UnitScores:
+    """Scores units by their summed distance to the others of their group: the most replaceable go first.
+
+    Args:
+      params: Any pytree.
+      coupling: From `couple` of the same parameters.
+      where: Picks the leaves whose slices are compared.
+
+    References:
+      He et al., 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration".
+    """
+    leaves = {path: _float32(leaf) for path, leaf in tree.flatten(params)[0] if where(path, leaf)}
+    xp = _namespace(leaves.values())
+    found = {}
+    for group in coupling.groups:
+        total: Any = None
+        for values, places in _slices(group, leaves, coupling, produced_only=True):
+            rows = xp.moveaxis(values, (0, -1), (-2, -1))
+            for place in _rounds(places, group.width):
+                part = rows[..., place]
+                part = part.reshape(part.shape[0] if group.stack is not None else 1, -1, group.width)
+                squares = (part * part).sum(1)
+                products = xp.einsum("lrm,lrn->lmn", part, part)
+                distances = squares[:, :, None] + squares[:, None, :] - 2 * products
+                apart = xp.sqrt(xp.maximum(distances, 0)).sum(-1)
+                total = apart if total is None else total + apart
+        if total is None:
+            raise ValueError(f"No leaf picked by `where` produces the units of '{group.name}'.")
+        found[group.name] = _normalized(total if group.stack is not None else total[0], xp)
+    return UnitScores(found)
+
+
+def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
+    """Scores units by a statistic of what they put out, such as its variance.
+
+    Args:
+      values: For kernels, by the structure of the parameters, one number per output `(out,)`; `None` elsewhere.
+      coupling: From `couple` of the same parameters.
+
+    Raises:
+      ValueError: A group's units are put out by no leaf that has values; the message names the group.
+    """
+    leaves = {path: _float32(leaf) for path, leaf in tree.flatten(values)[0] if tree.is_array(leaf)}
+    xp = _namespace(leaves.values())
+    found = {}
+    for group in coupling.groups:
+        sums, count = xp.zeros(group.width, np.float32), 0
+        for member in group.members:
+            units = coupling.units[member.path][member.axis]
+            if not member.contracted and member.path in leaves and leaves[member.path].shape == units.shape:
+                mine = _mine(units, group)
+                sums = _add(sums, units[mine] - group.start, leaves[member.path][mine], xp)
+                count += int(mine.sum()) // group.width
+        if not count:
+            raise ValueError(f"No leaf with values puts out the units of '{group.name}'. Leave it out with `protect=`.")
+        found[group.name] = _normalized(sums / count, xp)
+    return UnitScores(found)
+
+
+def _pool(group: Group, leaves: Mapping[str, Any], coupling: Coupling, aggregate: Aggregate, xp: Any) -> UnitArray:
+    rows = group.layers if group.stack is not None else 1
+    total, weights = xp.zeros((rows, group.width), np.float32), 0
+    for member in group.members:
+        if member.path not in leaves:
+            continue
+        score, units = leaves[member.path], coupling.units[member.path][member.axis]
+        mine = _mine(units, group)
+        rest = tuple(a for a in range(score.ndim) if a not in (member.axis, group.stack))
+        pooled = score.max(rest) if aggregate == "max" else score.sum(rest)
+        if group.stack is not None and group.stack > member.axis:
+            pooled = pooled.T
+        pooled, places = pooled.reshape(rows, -1)[:, mine], units[mine] - group.start
+        if aggregate == "max":
+            total = _maximum(total, places, pooled, weights == 0, xp)
+        else:
+            total = _add(total, places, pooled, xp)
+        weights += score.size // len(units) * int(mine.sum()) // group.width
+    if not weights:
+        raise ValueError(f"No leaf of the group '{group.name}' has scores. Score one, or leave it out with `protect=`.")
+    if aggregate == "mean":
+        total = total / np.float32(weights / rows)
+    return total if group.stack is not None else total[0]
+
+
+def _slices(
+    group: Group, leaves: Mapping[str, Any], coupling: Coupling, produced_only: bool
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """The leaves of a group with the unit axis last (and the stack first), and where each position's unit is."""
+    for member in group.members:
+        if member.path not in leaves or (produced_only and member.contracted):
+            continue
+        value, units = leaves[member.path], coupling.units[member.path][member.axis]
+        axes = [a for a in range(value.ndim) if a not in (member.axis, group.stack)]
+        stack = [] if group.stack is None else [group.stack]
+        value = value.transpose(*stack, *axes, member.axis)
+        mine = _mine(units, group)
+        yield value[..., mine], units[mine] - group.start
+
+
+def _rounds(places: np.ndarray, width: int) -> list[np.ndarray]:
+    """Positions of every unit's first slice, of every unit's second slice, and so on."""
+    order = np.argsort(places, kind="stable").reshape(width, -1)
+    return list(order.T)
+
+
+def _mine(units: np.ndarray, group: Group) -> np.ndarray:
+    return (units >= group.start) & (units < group.start + group.width)
+
+
+def _add(total: Any, places: np.ndarray, values: Any, xp: Any) -> Any:
+    if np.array_equal(places, np.arange(total.shape[-1])):
+        return total + values
+    if xp is jnp:
+        return total.at[..., places].add(values)
+    np.add.at(total.T, places, values.T)
+    return total
+
+
+def _maximum(total: Any, places: np.ndarray, values: Any, first: bool, xp: Any) -> Any:
+    if first:
+        total = xp.full_like(total, -np.inf)
+    if xp is jnp:
+        return total.at[..., places].max(values)
+    np.maximum.at(total.T, places, values.T)
+    return total
+
+
+def _normalized(scores: UnitArray, xp: Any) -> UnitArray:
+    mean = xp.abs(scores).mean()
+    return scores / xp.where(mean > 0, mean, xp.ones_like(mean))
+
+
+def _float32(leaf: Any) -> Any:
+    """In host memory where it is there already, so that nothing is compiled."""
+    if isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and _elsewhere(leaf)):
+        return leaf.astype(jnp.float32)
+    return np.asarray(leaf).astype(np.float32, copy=False)
+
+
+def _elsewhere(leaf: jax.Array) -> bool:
+    devices = list(leaf.devices())
+    return len(devices) > 1 or devices[0].platform != "cpu"
+
+
+def _namespace(leaves: Any) -> Any:
+    return np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
