@@ -170,10 +170,11 @@ class Plan:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             shape = tuple(keep[a].shape[-1] if a in keep else n for a, n in enumerate(leaf.shape))
             return jax.ShapeDtypeStruct(shape, leaf.dtype)
-        array, on_host = _host(leaf)
+        array, on_host = host(leaf)
         for axis, kept in keep.items():
             array = _take(array, kept, axis, plan.stack)
-        return jnp.asarray(array) if on_host and isinstance(leaf, jax.Array) else array
+        # `device_put` and not `jnp.asarray`, which compiles a copy for every shape.
+        return jax.device_put(array) if on_host and isinstance(leaf, jax.Array) else array
 
     def _put_leaf(self, path: str, leaf: Any, fill: float) -> Any:
         name = self._match(path)
@@ -232,7 +233,7 @@ def _without(plan: LeafPlan, axis: int) -> LeafPlan:
     return LeafPlan(plan.shape[:axis] + plan.shape[axis + 1 :], keep, stack)
 
 
-def _host(leaf: Any) -> tuple[Any, bool]:
+def host(leaf: Any) -> tuple[Any, bool]:
     """A NumPy view of an array in host memory: taking from it compiles nothing."""
     if isinstance(leaf, np.ndarray):
         return leaf, True
@@ -245,6 +246,8 @@ def _host(leaf: Any) -> tuple[Any, bool]:
 
 
 def _take(array: Any, kept: Kept, axis: int, stack: int | None) -> Any:
+    if kept.ndim == 1 and isinstance(array, np.ndarray):
+        return np.take(array, kept, axis)
     return array[_index(kept, axis, stack, array.shape)]
 
 

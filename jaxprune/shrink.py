@@ -15,7 +15,7 @@ from jaxprune.coupling import Coupling, Group, Semantics
 from jaxprune.frequency import Spectral
 from jaxprune.jaxpr.rebuild import evaluate
 from jaxprune.masks import checked
-from jaxprune.plan import LeafPlan, Plan
+from jaxprune.plan import LeafPlan, Plan, host
 from jaxprune.typing import Masks, Params
 
 
@@ -131,21 +131,27 @@ def _check(arrays: dict[str, Any], coupling: Coupling) -> None:
 
 
 def _alive(arrays: dict[str, Any], coupling: Coupling) -> list[np.ndarray]:
-    """Per group, which units stay: `(width,)`, or `(layers, width)` for a stack, equally many in each layer."""
-    alive = [np.zeros((g.layers, g.width), bool) for g in coupling.groups]
+    """Per group, which units stay: `(layers, width)`, one row where it is not a stack, equally many in each row."""
+    flat = np.zeros(1 + sum(group.width for group in coupling.groups), bool)
+    stacks = [(g, np.zeros((g.layers, g.width), bool)) for g in coupling.groups if g.stack is not None]
     for path, (leaf, mask) in arrays.items():
         keeps = _concrete(path, leaf, mask)
         for axis, units in enumerate(coupling.units[path]):
-            for group, some in zip(coupling.groups, alive, strict=True):
-                if any(m.path == path and m.axis == axis for m in group.members):
-                    _mark(some, group, keeps, axis, units)
-    return [_levelled(some) for some in alive]
+            rest = tuple(a for a in range(keeps.ndim) if a != axis)
+            kept = keeps.any(axis=rest) if keeps.size else np.zeros(1, bool)
+            flat[units[np.broadcast_to(kept, units.shape)]] = True
+            for group, some in stacks:
+                _mark(some, group, keeps, axis, units)
+    rows = {id(group): some for group, some in stacks}
+    return [_levelled(rows.get(id(g), flat[None, g.start : g.start + g.width])) for g in coupling.groups]
 
 
 def _mark(some: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: np.ndarray) -> None:
     mine = (units >= group.start) & (units < group.start + group.width)
+    if not mine.any():
+        return
     rest = tuple(a for a in range(keeps.ndim) if a not in (axis, group.stack))
-    kept = keeps.any(axis=rest) if keeps.size else np.zeros((1,) * (2 if group.stack is not None else 1), bool)
+    kept = keeps.any(axis=rest) if keeps.size else np.zeros((1, 1), bool)
     if group.stack is not None and group.stack > axis:
         kept = kept.T
     kept = np.broadcast_to(kept, (group.layers, len(units)))[:, mine]
@@ -164,20 +170,20 @@ def _levelled(some: np.ndarray) -> np.ndarray:
 
 
 def _kept(units: np.ndarray, alive: list[np.ndarray], coupling: Coupling) -> tuple[np.ndarray | None, int | None]:
-    stays = np.ones((1, len(units)), bool)
-    stack = None
-    for group, some in zip(coupling.groups, alive, strict=True):
+    """Indices of one axis that stay, and the axis of the stack if they differ by layer; `None` if all stay."""
+    starts = [group.start for group in coupling.groups]
+    here = np.unique(np.searchsorted(starts, units[units > 0], side="right") - 1).tolist()
+    layers = max((len(alive[i]) for i in here), default=1)
+    stays = np.ones((layers, len(units)), bool)
+    for i in here:
+        group = coupling.groups[i]
         mine = (units >= group.start) & (units < group.start + group.width)
-        if not mine.any() or some.all():
-            continue
-        if len(some) > len(stays):
-            stays = np.repeat(stays, len(some), axis=0)
-        stays[:, mine] = some[:, units[mine] - group.start]
-        stack = group.stack if len(some) > 1 else stack
+        stays[:, mine] = alive[i][:, units[mine] - group.start]
     if stays.all():
         return None, None
     rows = [np.flatnonzero(row) for row in stays]
-    return (rows[0], None) if len(rows) == 1 else (np.stack(rows), stack)
+    stack = next((coupling.groups[i].stack for i in here if coupling.groups[i].stack is not None), None)
+    return (rows[0], None) if layers == 1 else (np.stack(rows), stack)
 
 
 def _concrete(path: str, leaf: Any, mask: Any) -> np.ndarray:
@@ -199,4 +205,8 @@ def _masked(path: str, leaf: Any, mask: Any) -> Any:
     keeps = np.asarray(checked(path, leaf, mask))
     if keeps.all():
         return leaf
+    array, on_host = host(leaf)
+    if on_host:
+        masked = np.where(keeps, array, np.zeros((), array.dtype))
+        return jax.device_put(masked) if isinstance(leaf, jax.Array) else masked
     return jnp.where(keeps, leaf, jnp.zeros_like(leaf))

@@ -6,6 +6,7 @@ from jaxprune.slimming.fitted import macs as macs
 from jaxprune.slimming.scores import Aggregate as Aggregate
 from jaxprune.slimming.scores import UnitScores as UnitScores
 from jaxprune.slimming.scores import geometric_median as geometric_median
+from jaxprune.slimming.scores import of_norms as of_norms
 from jaxprune.slimming.scores import of_outputs as of_outputs
 from jaxprune.slimming.scores import of_slices as of_slices
 from jaxprune.slimming.select import masks_of_units as masks_of_units

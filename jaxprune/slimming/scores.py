@@ -44,10 +44,37 @@ def of_slices(
       ValueError: No leaf of a group has scores; the message names the group.
     """
     leaves = {path: _float32(score) for path, score in tree.flatten(scores)[0] if tree.is_array(score)}
+    return _of_leaves(leaves, coupling, "as they are", aggregate, normalize)
+
+
+def of_norms(
+    params: Params,
+    coupling: Coupling,
+    *,
+    norm: Literal["l1", "l2"] = "l2",
+    where: Where = is_kernel,
+    aggregate: Aggregate = "mean",
+    normalize: bool = True,
+) -> UnitScores:
+    """Scores units by the size of the weights they own; see `of_slices`.
+
+    Args:
+      params: The parameters that were coupled.
+      coupling: From `couple`.
+      norm: `"l1"` takes magnitudes, `"l2"` their squares.
+      where: Picks the leaves that count.
+      aggregate: How the weights of a unit become one number.
+      normalize: Divide by the mean over the group.
+    """
+    leaves = {path: _float32(x) for path, x in tree.flatten(params)[0] if tree.is_array(x) and where(path, x)}
+    return _of_leaves(leaves, coupling, norm, aggregate, normalize)
+
+
+def _of_leaves(
+    leaves: Mapping[str, Any], coupling: Coupling, measure: str, aggregate: Aggregate, normalize: bool
+) -> UnitScores:
     xp = _namespace(leaves.values())
-    found = {}
-    for group in coupling.groups:
-        found[group.name] = _pool(group, leaves, coupling, aggregate, xp)
+    found = {group.name: _pool(group, leaves, coupling, measure, aggregate, xp) for group in coupling.groups}
     return UnitScores({name: _normalized(x, xp) if normalize else x for name, x in found.items()})
 
 
@@ -110,7 +137,20 @@ def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
     return UnitScores(found)
 
 
-def _pool(group: Group, leaves: Mapping[str, Any], coupling: Coupling, aggregate: Aggregate, xp: Any) -> UnitArray:
+def _reduced(values: Any, rest: tuple[int, ...], measure: str, aggregate: Aggregate, xp: Any) -> Any:
+    """Sum or maximum over some axes; of squares without a copy of the array, which for large models costs most."""
+    if measure == "l2" and aggregate != "max" and xp is np:
+        names = "abcdefghijkl"[: values.ndim]
+        left = "".join(name for axis, name in enumerate(names) if axis not in rest)
+        return np.einsum(f"{names},{names}->{left}", values, values)
+    if measure != "as they are":
+        values = xp.abs(values) if measure == "l1" else xp.square(values)
+    return values.max(rest) if aggregate == "max" else values.sum(rest)
+
+
+def _pool(
+    group: Group, leaves: Mapping[str, Any], coupling: Coupling, measure: str, aggregate: Aggregate, xp: Any
+) -> UnitArray:
     rows = group.layers if group.stack is not None else 1
     total, weights = xp.zeros((rows, group.width), np.float32), 0
     for member in group.members:
@@ -119,7 +159,7 @@ def _pool(group: Group, leaves: Mapping[str, Any], coupling: Coupling, aggregate
         score, units = leaves[member.path], coupling.units[member.path][member.axis]
         mine = _mine(units, group)
         rest = tuple(a for a in range(score.ndim) if a not in (member.axis, group.stack))
-        pooled = score.max(rest) if aggregate == "max" else score.sum(rest)
+        pooled = _reduced(score, rest, measure, aggregate, xp)
         if group.stack is not None and group.stack > member.axis:
             pooled = pooled.T
         pooled, places = pooled.reshape(rows, -1)[:, mine], units[mine] - group.start

@@ -15,7 +15,7 @@ from jaxprune import budgets, patterns, tree
 from jaxprune.coupling import Coupling, Group
 from jaxprune.filters import is_kernel
 from jaxprune.slimming.fitted import Fitted
-from jaxprune.slimming.scores import Aggregate, UnitScores, of_slices
+from jaxprune.slimming.scores import Aggregate, UnitScores, of_norms, of_slices
 from jaxprune.typing import Masks, Params, Scores, Sparsity, Where
 
 
@@ -59,9 +59,12 @@ def slim(
         raise ValueError(f"`round_to` and `keep_at_least` must be at least 1; got {round_to} and {keep_at_least}.")
     if sparsity is None and not isinstance(budget, Fitted | budgets.Cumulative):
         sparsity = 0.5
+    for path, leaf in tree.flatten(params)[0]:
+        if tree.is_array(leaf) and path not in coupling.units:
+            raise ValueError(f"'{path}' was not coupled. Call `couple` with these parameters.")
     if scores is None:
-        scores = _norms(params, coupling, norm, where)
-    if not isinstance(scores, UnitScores):
+        scores = of_norms(params, coupling, norm=norm, where=where, aggregate=aggregate, normalize=normalize)
+    elif not isinstance(scores, UnitScores):
         scores = of_slices(scores, coupling, aggregate=aggregate, normalize=normalize)
     by_group = {group.name: scores.by_group[group.name] for group in coupling.groups}
     counts = _counts(by_group, sparsity, coupling, budget, round_to, keep_at_least)
@@ -90,7 +93,8 @@ def masks_of_units(params: Params, alive: Mapping[str, Bool[Any, "..."]], coupli
         for axis, group in members.get(path, ()):
             part = _along(coupling.units[path][axis], alive[group.name], group, axis, len(value.shape))
             mask = part if mask is None else mask & part
-        return None if mask is None else jnp.asarray(mask)
+        # `device_put` and not `jnp.asarray`, which compiles a copy for every shape.
+        return jax.device_put(mask) if isinstance(mask, np.ndarray) else mask
 
     return tree.map_with_path(leaf, params)
 
@@ -105,21 +109,6 @@ def _along(units: np.ndarray, alive: Any, group: Group, axis: int, rank: int) ->
         return stays.reshape(shape)
     shape[group.stack] = group.layers
     return (stays if group.stack < axis else stays.T).reshape(shape)
-
-
-def _norms(params: Params, coupling: Coupling, norm: str, where: Where) -> Scores:
-    def score(path: str, leaf: Any) -> Any:
-        if path not in coupling.units:
-            raise ValueError(f"'{path}' was not coupled. Call `couple` with these parameters.")
-        if not where(path, leaf):
-            return None
-        if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
-            wide = leaf.astype(jnp.float32)
-            return jnp.abs(wide) if norm == "l1" else jnp.square(wide)
-        wide = np.asarray(leaf, np.float32)
-        return np.abs(wide) if norm == "l1" else np.square(wide)
-
-    return tree.map_with_path(lambda path, leaf: score(path, leaf) if tree.is_array(leaf) else None, params)
 
 
 def _counts(
