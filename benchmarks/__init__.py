@@ -1,0 +1,1 @@
+"""Benchmarks, one question a module: `python -m benchmarks [question]`."""

@@ -1,0 +1,203 @@
+"""How much accuracy does each strategy keep on Fashion-MNIST?
+
+Two tables. The long one trains ten epochs from scratch, dense and with gradual magnitude pruning under three budgets.
+The wide one trains every strategy three epochs from scratch. Each row is kept in `accuracy.jsonl` beside this file, so
+that a run goes on where the last one stopped; rows of another protocol are ignored.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune
+from benchmarks import history
+from jaxprune import budgets, patterns
+from jaxprune.demo import classifier
+from jaxprune.demo.data import Images, fashion_mnist
+
+_CACHE = Path(__file__).parent / "accuracy.jsonl"
+_PROTOCOL = 1  # raise it when anything below changes a result
+_BATCH = 128
+_RATE = 2e-3
+_DECAY = 1e-4
+_SEEDS = (0, 1, 2)
+
+MODEL = classifier.Classifier(channels=(16, 32), hidden=120, first_stride=2)
+FUN = classifier.apply(MODEL)
+KERNELS = jaxprune.filters.is_kernel
+INNER = KERNELS & ~jaxprune.filters.named("head")  # the outputs of the head are the classes
+
+
+class Run(NamedTuple):
+    """One training run: a strategy by name, its sparsity (0 is dense), a seed and a number of epochs."""
+
+    strategy: str
+    sparsity: float
+    seed: int
+    epochs: int
+
+
+GRADUAL: dict[str, Any] = {
+    "magnitude, uniform": jaxprune.magnitude,
+    "magnitude, erk": functools.partial(jaxprune.magnitude, budget=budgets.erk),
+    "magnitude, global": functools.partial(jaxprune.magnitude, budget=budgets.global_),
+    "lamp": jaxprune.lamp,
+    "taylor, global": jaxprune.WithGradients(functools.partial(jaxprune.taylor, budget=budgets.global_)),
+    "random": jaxprune.WithKey(jaxprune.random, jax.random.key(0)),
+    "block 4x4": functools.partial(jaxprune.magnitude, pattern=patterns.Block((4, 4))),
+    "slim": functools.partial(jaxprune.slim, where=INNER),
+    "dft, energy": jaxprune.dft,
+    "dft, low": functools.partial(jaxprune.dft, keep="low"),
+    "dft, high": functools.partial(jaxprune.dft, keep="high"),
+}
+
+
+def _snip(params: Any, images: Any, labels: Any, sparsity: Any) -> Any:
+    return jaxprune.snip(params, jax.grad(classifier.loss_of(FUN))(params, images, labels), sparsity)
+
+
+def _grasp(params: Any, images: Any, labels: Any, sparsity: Any) -> Any:
+    cooled = classifier.loss_of(lambda p, x: FUN(p, x) / 200.0)
+    return jaxprune.grasp(lambda p: cooled(p, images, labels), params, sparsity)
+
+
+def _synflow(params: Any, images: Any, labels: Any, sparsity: Any) -> Any:
+    del labels
+    return jaxprune.synflow(FUN, params, images[:1], sparsity)
+
+
+AT_START: dict[str, Callable[..., Any]] = {"snip": _snip, "grasp": _grasp, "synflow": _synflow}
+LONG = ("magnitude, uniform", "magnitude, erk", "magnitude, global")
+
+
+def planned(seeds: Iterable[int]) -> list[Run]:
+    """Every run of both tables, seed by seed."""
+    long = [Run("dense", 0.0, 0, 10), *(Run(s, p, 0, 10) for p, s in itertools.product((0.9, 0.95, 0.98), LONG))]
+    names = [*GRADUAL, *AT_START]
+    wide = [Run("dense", 0.0, 0, 3), *(Run(s, p, 0, 3) for p, s in itertools.product((0.8, 0.9, 0.95, 0.98), names))]
+    return [run._replace(seed=seed) for seed in seeds for run in (*long, *wide)]
+
+
+def rate(steps: int) -> Any:
+    """The learning rate of a run."""
+    return optax.cosine_decay_schedule(_RATE, steps)
+
+
+@functools.lru_cache
+def _step(strategy: str, steps: int, per_epoch: int) -> tuple[Any, Any]:
+    """The jitted step and the optimizer as a function of the final sparsity."""
+    inner = optax.adamw(rate(steps), weight_decay=_DECAY)
+    begin, end = steps // 20, steps * 2 // 5
+
+    def optimizer(sparsity: Any) -> optax.GradientTransformation:
+        if strategy == "dense":
+            return inner
+        if strategy in AT_START:
+            return jaxprune.masked(inner, None)
+        schedule = optax.polynomial_schedule(0.0, sparsity, power=3, transition_steps=end - begin)
+        return jaxprune.gradual(inner, GRADUAL[strategy], schedule, begin=begin, end=end, every=per_epoch // 4)
+
+    return classifier.train_step(FUN, optimizer), inner if strategy in AT_START else optimizer
+
+
+@functools.lru_cache
+def _chooser(strategy: str) -> Any:
+    return jax.jit(AT_START[strategy])
+
+
+def train(run: Run, data: Images) -> dict[str, Any]:
+    """Trains one run and returns its row."""
+    start = time.perf_counter()
+    per_epoch = len(data.train_images) // _BATCH
+    step, optimizer = _step(run.strategy, run.epochs * per_epoch, per_epoch)
+    sparsity = jnp.float32(run.sparsity)
+    params = classifier.initialise(MODEL, data.train_images, run.seed)
+    if run.strategy in AT_START:
+        images, labels = data.train_images[:1024], data.train_labels[:1024]
+        masks = _chooser(run.strategy)(params, images, labels, sparsity)
+        params = jaxprune.apply(params, masks)
+        state = jaxprune.masked(optimizer, masks).init(params)
+    else:
+        state = optimizer(sparsity).init(params)
+    for images, labels in classifier.batches(data, run.epochs, _BATCH, run.seed):
+        params, state, _ = step(params, state, images, labels, sparsity)
+    achieved = 0.0 if run.strategy == "dense" else float(jaxprune.sparsity(params, jaxprune.masks_of(state)))
+    return {
+        **run._asdict(),
+        "accuracy": round(classifier.accuracy(FUN, params, data.test_images, data.test_labels), 2),
+        "achieved": round(achieved, 6),
+        "seconds": round(time.perf_counter() - start, 1),
+        "protocol": _PROTOCOL,
+    }
+
+
+def cached() -> dict[Run, dict[str, Any]]:
+    """The rows of this protocol."""
+    if not _CACHE.exists():
+        return {}
+    rows = [json.loads(line) for line in _CACHE.read_text().splitlines()]
+    return {Run(*(row[f] for f in Run._fields)): row for row in rows if row["protocol"] == _PROTOCOL}
+
+
+def table(rows: dict[Run, dict[str, Any]], epochs: int) -> str:
+    """Mean and spread over the seeds, as Markdown."""
+    runs = [run for run in rows if run.epochs == epochs]
+    sparsities = sorted({run.sparsity for run in runs if run.sparsity})
+    dense = [rows[run]["accuracy"] for run in runs if run.strategy == "dense"]
+    lines = [
+        f"Accuracy in per cent after {epochs} epochs, mean ± standard deviation over {len(dense)} seeds.",
+        f"Dense: {np.mean(dense):.2f} ± {np.std(dense):.2f}.",
+        "",
+        "| strategy | " + " | ".join(f"{100 * s:g} %" for s in sparsities) + " |",
+        "|---" * (1 + len(sparsities)) + "|",
+    ]
+    for strategy in dict.fromkeys(run.strategy for run in runs if run.sparsity):
+        cells = []
+        for sparsity in sparsities:
+            values = [rows[r]["accuracy"] for r in runs if (r.strategy, r.sparsity) == (strategy, sparsity)]
+            cells.append(f"{np.mean(values):.2f} ± {np.std(values):.2f}" if values else "–")
+        lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is missing and prints both tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks accuracy", description=__doc__)
+    parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
+    parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
+    parser.add_argument("--epochs", type=int, choices=(3, 10), nargs="*", default=(3, 10), help="of which table")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows at hand")
+    parser.add_argument("--tables", action="store_true", help="only print the tables of the rows at hand")
+    options = parser.parse_args(argv)
+    if options.fresh:
+        _CACHE.unlink(missing_ok=True)
+    if not options.tables:
+        data = fashion_mnist(options.folder)
+        wanted = [run for run in planned(options.seeds) if run.epochs in options.epochs]
+        missing = [run for run in wanted if run not in cached()]
+        print(f"{history.device()}; {len(missing)} runs to go, {jaxprune.count_params(_params(data)):,} parameters")
+        for i, run in enumerate(missing):
+            row = train(run, data)
+            with _CACHE.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"[{i + 1}/{len(missing)}] {row}", flush=True)
+    rows = cached()
+    for epochs in (10, 3):
+        print(f"\n{table(rows, epochs)}")
+    print(f"\nTraining took {sum(row['seconds'] for row in rows.values()) / 60:.0f} minutes in all.")
+    dense = [row["accuracy"] for run, row in rows.items() if run.strategy == "dense" and run.epochs == 10]
+    history.append("accuracy", {"dense, 10 epochs": float(np.mean(dense))})
+
+
+def _params(data: Images) -> Any:
+    return jax.eval_shape(lambda: classifier.initialise(MODEL, data.train_images, 0))

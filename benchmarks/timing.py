@@ -1,0 +1,37 @@
+"""The timing protocol: ratios in one process, interleaved, after warm-up, median of at least ten."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 11, inner: int = 1) -> dict[str, np.ndarray]:
+    """Times functions in turn, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+      functions: Each does one unit of work and returns arrays to wait for. Each is called once first, to compile.
+      repeats: Timings of each, at least ten.
+      inner: Calls per timing, for short functions.
+
+    Returns:
+      Seconds per call, one array of `repeats` timings each.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        jax.block_until_ready(function())
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(inner):
+                result = function()
+            jax.block_until_ready(result)
+            times[name].append((time.perf_counter() - start) / inner)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def ratio(times: dict[str, np.ndarray], name: str, baseline: str) -> float:
+    """The median of the ratios of neighbouring timings."""
+    return float(np.median(times[name] / times[baseline]))

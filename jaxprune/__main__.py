@@ -1,0 +1,7 @@
+"""`python -m jaxprune`."""
+
+import sys
+
+from jaxprune.cli import main
+
+sys.exit(main())

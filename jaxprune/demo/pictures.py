@@ -1,0 +1,59 @@
+"""The demo's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+
+def draw_accuracy(curves: Mapping[str, Sequence[tuple[float, float]]], dense: float, path: Path) -> None:
+    """Accuracy against sparsity, a line per strategy.
+
+    Args:
+      curves: From the strategy to points (sparsity, accuracy), both in [0, 1].
+      dense: The dense model's accuracy.
+      path: The file to write.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(dense, color="black", linestyle="--", linewidth=1, label="dense")
+    markers = "osD^v<>P*X"
+    for i, (name, points) in enumerate(curves.items()):
+        ordered = sorted(points)
+        axes.plot([p[0] for p in ordered], [p[1] for p in ordered], marker=markers[i % len(markers)], label=name)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("sparsity: the fraction of weights removed")
+    axes.set_ylabel("accuracy on held-out images")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def draw_masks(layers: Mapping[str, np.ndarray], title: str, path: Path) -> None:
+    """What each strategy keeps of one kernel.
+
+    Args:
+      layers: From a caption to a boolean matrix `(in, out)`, or to the pruned kernel itself where it has no zeros.
+      title: What is shown.
+      path: The file to write.
+    """
+    columns = min(4, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(3 * columns, 0.5 + 3 * rows), layout="constrained")
+    figure.suptitle(title)
+    for axes, (caption, layer) in zip(figure.subplots(rows, columns, squeeze=False).flat, layers.items(), strict=False):
+        colours = "gray_r" if layer.dtype == bool else "RdBu"
+        limit = 1.0 if layer.dtype == bool else float(np.abs(layer).max())
+        axes.imshow(layer.T, aspect="auto", cmap=colours, vmin=0 if layer.dtype == bool else -limit, vmax=limit)
+        axes.set_title(caption, fontsize="small")
+    for axes in figure.axes:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes in figure.axes[len(layers) :]:
+        axes.set_visible(False)
+    figure.savefig(path, dpi=120)
