@@ -78,8 +78,6 @@ def test_heads_and_widths_prune_together_where_they_are_axes_of_their_own():
 
 def test_split_rejects_other_answers():
     fun, params, args = plain.fused_qkv()
-    with pytest.raises(ValueError, match=r'`split` is "outer", "inner" or a callable.*got \'both\''):
-        couple(fun, params, *args, split="both")
     with pytest.raises(ValueError, match="must return"):
         couple(fun, params, *args, split=lambda place: "both")
 

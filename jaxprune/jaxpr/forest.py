@@ -16,7 +16,7 @@ class Forest:
     """Disjoint sets of labels, each with a tag and, if it must not be pruned, a reason.
 
     A root is always the smallest label of its set, so hooking never makes a cycle. `tag` says what a set holds (0:
-    no parameter). A set in which two different tags met is remembered in `conflicts`.
+    no parameter); where two meet, the larger stays.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,6 @@ class Forest:
         self.tag = np.zeros(1024, np.int32)
         self.reason = np.zeros(1024, np.int32)
         self.reasons: list[str] = [""]
-        self.conflicts: list[tuple[int, int]] = []
         self._reason_label: dict[str, int] = {}
 
     def fresh(self, count: int, tag: int = 0) -> Labels:
@@ -77,29 +76,21 @@ class Forest:
             if not apart.any():
                 return
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
-            # With repeated `high`, the last write wins and the loop comes back for the others.
-            self.parent[high] = low
-            hooked = self.parent[high] == low
-            self._merge(low[hooked], high[hooked])
+            # Each root goes below the least it meets, so that the rest of its pairs are joined in the next round.
+            np.minimum.at(self.parent, high, low)
+            # Where it went may itself have been hooked in this round: what it holds belongs to the root.
+            self._merge(self.find(high), high)
 
     def _merge(self, low: Labels, high: Labels) -> None:
         theirs = self.tag[high]
         if theirs.any():
-            mine = self.tag[low]
-            clash = (theirs != 0) & (mine != 0) & (theirs != mine)
-            self.conflicts.extend(zip(low[clash].tolist(), high[clash].tolist(), strict=True))
             np.maximum.at(self.tag, low, theirs)
-        theirs = self.reason[high]
-        told = theirs != 0
+        told = self.reason[high] != 0
         if told.any():
-            target = low[told]
+            # Written last to first, so that of several reasons the earliest stays; an older one is kept.
+            target, reasons = low[told][::-1], self.reason[high][told][::-1]
             open_ = self.reason[target] == 0
-            self.reason[target[open_]] = theirs[told][open_]
-
-    def tie(self, labels: Labels) -> None:
-        """Joins all labels of one array."""
-        if len(labels) > 1:
-            self.union(labels, np.broadcast_to(labels[0], labels.shape))
+            self.reason[target[open_]] = reasons[open_]
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Joins what is not frozen yet with `reason`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,14 +32,17 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
     traced = trace(fun, full, *args)
     removed: list[np.ndarray] = [np.array([False]), np.array([False])]
     tags: dict[bytes, int] = {}
+    given: dict[int, Axes] = {}
 
     def leaf_labels(forest: Forest, index: int) -> Axes:
         leaf = plan.leaves[traced.paths[index]]
-        return [_tagged(forest, n, leaf.keep.get(axis), removed, tags) for axis, n in enumerate(leaf.shape)]
+        labels = [_tagged(forest, n, leaf.keep.get(axis), removed, tags) for axis, n in enumerate(leaf.shape)]
+        given[index] = [forest.tag[axis_labels] for axis_labels in labels]
+        return labels
 
     exact = plan.semantics == "masked"
     labeling, own = propagate(traced, leaf_labels, by_removal(_KEPT), exact=exact, keep=True)
-    check(traced, labeling, own, plan)
+    check(traced, labeling, own, given, plan)
     assert labeling.frame is not None
     evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
     jaxpr, constants = opened(traced.jaxpr)
@@ -84,7 +87,7 @@ def _tagged(
     return labels
 
 
-def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], plan: Plan) -> None:
+def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], given: Mapping[int, Axes], plan: Plan) -> None:
     """Refuses a plan that removes what must stay, or cuts through what belongs together."""
     forest = labeling.forest
     for index, axes in enumerate(own):
@@ -96,18 +99,24 @@ def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], plan: Plan) -
                     f"The plan removes index {bad[0]} of axis {axis} of '{traced.paths[index]}', which must stay: "
                     f"{forest.why(int(axes[axis][bad[0]]))}. Make the plan from a coupling of the same function."
                 )
-    for low, high in forest.conflicts:
-        first, second = _place(traced, own, low), _place(traced, own, high)
-        raise ValueError(
-            f"The plan does not treat {first} and {second} alike, which the function ties. "
-            "Make the plan with `shrink` from a coupling of the same function."
-        )
-
-
-def _place(traced: Traced, own: Sequence[Axes], label: int) -> str:
     for index, axes in enumerate(own):
         for axis, labels in enumerate(axes):
-            found = np.flatnonzero(labels == label)
+            bad = np.flatnonzero(given[index][axis] != forest.tags(labels))
+            if len(bad):
+                first = f"index {bad[0]} of axis {axis} of '{traced.paths[index]}'"
+                second = _place(traced, own, given, forest, int(labels[bad[0]]))
+                raise ValueError(
+                    f"The plan does not treat {first} and {second} alike, which the function ties. "
+                    "Make the plan with `shrink` from a coupling of the same function."
+                )
+
+
+def _place(traced: Traced, own: Sequence[Axes], given: Mapping[int, Axes], forest: Forest, label: int) -> str:
+    """Where a label is tied to a position with the tag that won."""
+    root = forest.find(np.array([label], np.int32))
+    for index, axes in enumerate(own):
+        for axis, labels in enumerate(axes):
+            found = np.flatnonzero((forest.find(labels) == root) & (given[index][axis] == forest.tag[root]))
             if len(found):
                 return f"index {found[0]} of axis {axis} of '{traced.paths[index]}'"
     return "an activation"
