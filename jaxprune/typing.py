@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -36,6 +36,7 @@ Where: TypeAlias = Callable[[str, Any], bool]
 """Picks leaves by path ("encoder/layer_0/kernel") and by what they are."""
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """The shape of what is removed together."""
 
@@ -53,6 +54,7 @@ class Pattern(Protocol):
         ...
 
 
+@runtime_checkable
 class Budget(Protocol):
     """Decides how much each leaf keeps."""
 

@@ -1,0 +1,140 @@
+"""Selection against a NumPy oracle: exact counts, ties to the lowest index, NaN first, on every kind of data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from jaxprune import ordering, patterns, selection
+
+
+def oracle(scores, keep):
+    """Sorts, as selection does not: by score, NaN last, ties by index."""
+    flat = np.asarray(scores, np.float64).ravel()
+    missing = np.isnan(flat)
+    order = np.lexsort((np.arange(flat.size), -np.where(missing, -np.inf, flat), missing))
+    mask = np.zeros(flat.size, bool)
+    mask[order[:keep]] = True
+    return mask.reshape(np.shape(scores))
+
+
+def kinds(size, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal(size).astype(np.float32)
+    return {
+        "normal": normal,
+        "heavy-tailed": normal / rng.standard_normal(size).astype(np.float32),
+        "half zero": normal * (rng.random(size) > 0.5).astype(np.float32),
+        "few values": rng.integers(0, 4, size).astype(np.float32),
+        "constant": np.zeros(size, np.float32),
+        "NaN": np.where(rng.random(size) < 0.3, np.float32(np.nan), normal),
+        "denormal": (rng.random(size) * 1e-42).astype(np.float32),
+        "extremes": rng.choice(np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0], np.float32), size),
+        "one outlier": np.concatenate([np.full(size - 1, 1e-30, np.float32), np.array([1e30], np.float32)]),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds(8))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_select_is_exact(kind, dtype):
+    for seed, size in enumerate((1, 17, 1000)):
+        scores = jnp.asarray(kinds(size, seed)[kind]).astype(dtype)
+        for keep in sorted({0, 1, size // 10, size // 2, size - 1, size}):
+            got = jaxprune.select(scores, keep)
+            assert np.array_equal(got, oracle(scores.astype(jnp.float32), keep)), (size, keep)
+
+
+@pytest.mark.parametrize("kind", kinds(8))
+def test_select_is_exact_beyond_the_sample(kind):
+    """Large enough for the sample, the lanes, the window and the blocks of ties, with a remainder in each."""
+    size = 300_007
+    scores = kinds(size)[kind]
+    for keep in (size // 10, size // 2):
+        assert np.array_equal(jaxprune.select(jnp.asarray(scores), keep), oracle(scores, keep)), keep
+
+
+def test_a_crowded_window_falls_back_to_counting():
+    """More scores between two neighbouring probes than the lanes can lift out, all different by one key at most."""
+    keys = np.random.default_rng(0).integers(2**30, 2**30 + 300, 400_000).astype(np.int32)
+    scores = keys.view(np.float32)
+    assert np.array_equal(jaxprune.select(jnp.asarray(scores), 123_457), oracle(scores, 123_457))
+
+
+def test_leaves_compete_under_one_count_and_not_under_a_count_each():
+    scores = {"a": jnp.array([[5.0, 1.0]]), "b": None, "c": jnp.array([4.0, 3.0]), "d": jnp.zeros((0, 3))}
+    together = jaxprune.select(scores, 3)
+    assert together["a"].tolist() == [[True, False]]
+    assert together["c"].tolist() == [True, True]
+    assert together["b"] is None
+    assert together["d"].shape == (0, 3)
+    each = jaxprune.select(scores, {"a": 1, "b": None, "c": 1, "d": 0})
+    assert each["a"].tolist() == [[True, False]]
+    assert each["c"].tolist() == [True, False]
+
+
+def test_ties_across_leaves_go_to_the_first_leaf():
+    masks = jaxprune.select({"a": jnp.ones(3), "b": jnp.ones(3)}, 4)
+    assert masks["a"].tolist() == [True] * 3
+    assert masks["b"].tolist() == [True, False, False]
+
+
+def test_counts_may_be_traced_without_compiling_anew():
+    scores = jnp.asarray(kinds(5000)["normal"])
+    traces = []
+
+    @jax.jit
+    def run(keep):
+        traces.append(keep)
+        return jaxprune.select({"a": scores}, {"a": keep})["a"]
+
+    for keep in (0, 7, 4999, 5000):
+        assert np.array_equal(run(jnp.int32(keep)), oracle(scores, keep))
+    assert len(traces) == 1
+
+
+def test_select_under_vmap():
+    scores = jnp.asarray(kinds(600)["half zero"]).reshape(3, 200)
+    got = jax.vmap(jaxprune.select)(scores, jnp.array([20, 100, 180]))
+    for row, mask, keep in zip(scores, got, (20, 100, 180), strict=True):
+        assert np.array_equal(mask, oracle(row, keep))
+
+
+def test_float64_scores_are_told_apart_beyond_float32():
+    with jax.enable_x64(True):
+        scores = jnp.array([1.0, 1.0 + 1e-12, 1.0 + 2e-12], jnp.float64)
+        assert jaxprune.select(scores, 1).tolist() == [False, False, True]
+
+
+def test_wrong_counts_and_scores_are_named():
+    with pytest.raises(ValueError, match=r"keep-count of 'a' must be an integer from 0 to 4; got 5"):
+        jaxprune.select({"a": jnp.ones(4)}, {"a": 5})
+    with pytest.raises(ValueError, match=r"keep-count of all leaves must be .* got -1"):
+        jaxprune.select({"a": jnp.ones(4)}, -1)
+    with pytest.raises(TypeError, match=r"'a' must be a floating-point array to be pruned; got dtype int32"):
+        jaxprune.select({"a": jnp.ones(4, jnp.int32)}, {"a": 1})
+    with pytest.raises(ValueError, match=r"`NM\(2, 4\)` needs axis -2 divisible by 4; 'a' has shape \(30, 10\)"):
+        jaxprune.select({"a": jnp.ones((30, 10))}, 0, pattern=patterns.NM(2, 4))
+
+
+def test_keys_keep_the_order_of_floats():
+    values = np.array([-np.inf, -1.5, -1e-45, -0.0, 0.0, 1e-45, 3e-45, 1.0, np.inf], np.float32)
+    keys = np.asarray(ordering.keys(jnp.asarray(values)))
+    assert keys[3] == keys[4]
+    assert np.all(np.diff(np.delete(keys, 3)) > 0)
+    assert ordering.keys(jnp.array(jnp.nan)) < keys[0]
+    for dtype in (jnp.bfloat16, jnp.float16):
+        every = jax.lax.bitcast_convert_type(jnp.arange(-(2**15), 2**15).astype(jnp.int16), dtype)
+        finite = every[~jnp.isnan(every)]
+        order = np.argsort(np.asarray(finite.astype(jnp.float32)), kind="stable")
+        assert np.all(np.diff(np.asarray(ordering.keys(finite))[order]) >= 0)
+
+
+def test_counts_of_the_highest_agree_with_the_masks():
+    scores = {"a": jnp.asarray(kinds(900)["few values"]).reshape(30, 30), "b": jnp.asarray(kinds(500)["normal"])}
+    for total in (0, 77, 1400):
+        counts = selection.counts_of_highest(scores, total)
+        masks = jaxprune.select(scores, total)
+        assert {k: int(v) for k, v in counts.items()} == {k: int(v.sum()) for k, v in masks.items()}
+        again = jaxprune.select(scores, counts)
+        assert all(jax.tree.leaves(jax.tree.map(lambda m, n: bool((m == n).all()), masks, again)))
