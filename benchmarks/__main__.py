@@ -6,7 +6,7 @@ import sys
 
 import benchmarks
 
-_HELPERS = {"__main__", "timing", "history"}
+_HELPERS = {"__main__", "timing", "history", "models"}
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from jaxprune import slimming as slimming
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
 from jaxprune.frequency import Spectral as Spectral
+from jaxprune.macs import Macs as Macs
+from jaxprune.macs import macs as macs
 from jaxprune.masks import Packed as Packed
 from jaxprune.masks import apply as apply
 from jaxprune.masks import intersection as intersection
@@ -24,6 +26,9 @@ from jaxprune.metrics import relative_size_change as relative_size_change
 from jaxprune.metrics import sparsity as sparsity
 from jaxprune.metrics import summary as summary
 from jaxprune.plan import Plan as Plan
+from jaxprune.report import Evaluation as Evaluation
+from jaxprune.report import Report as Report
+from jaxprune.report import report as report
 from jaxprune.selection import select as select
 from jaxprune.shrink import shrink as shrink
 from jaxprune.shrink import shrink_fun as shrink_fun
