@@ -221,7 +221,7 @@ def _unflatten(scores: Scores, values: list[Any]) -> Any:
 
 
 def _normalized(scores: Float[Array, "..."]) -> Float[Array, "..."]:
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
     return wide / jnp.sqrt(jnp.mean(jnp.square(wide)) + jnp.finfo(wide.dtype).tiny)
 
 

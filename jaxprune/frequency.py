@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from jaxprune.typing import Mask
+from jaxprune import tree
 
 Transform: TypeAlias = Literal["dft", "dct"]
 Kernel: TypeAlias = Float[Array, "..."]
@@ -31,12 +31,12 @@ class Spectral:
 
     Attributes:
       keep: Which coefficients stay, in the layout of `jnp.fft.rfftn` over `axes` (`transform="dft"`) or of the
-        cosine transform (`"dct"`, the kernel's own shape).
+        cosine transform (`"dct"`, the kernel's own shape): boolean, or `Packed`.
       axes: The transformed axes, negative, so that a stacked or vmapped kernel needs no other mask.
       transform: The basis.
     """
 
-    keep: Mask
+    keep: Any
     axes: tuple[int, ...]
     transform: Transform = "dft"
 
@@ -69,7 +69,7 @@ def normalise_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, 
 
 def analyse(kernel: Kernel, axes: tuple[int, ...], transform: Transform) -> Spectrum:
     """The orthonormal coefficients of a kernel, computed in float32 or wider."""
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    wide = kernel.astype(tree.promote(kernel.dtype, jnp.float32))
     if transform == "dct":
         return jax.scipy.fft.dctn(wide, axes=axes, norm="ortho")
     return jnp.fft.rfftn(wide, axes=axes, norm="ortho")
@@ -155,13 +155,13 @@ def _spectrum_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int,
     return tuple(extent)
 
 
-def _mirror(array: Array | np.ndarray, axes: tuple[int, ...], xp: object) -> Array:
+def _mirror(array: Any, axes: tuple[int, ...], xp: Any) -> Any:
     """The entry at the negated frequency along every transformed axis but the last.
 
     For the planes 0 and n/2 of the last axis, which negation maps to themselves.
     """
     others = axes[:-1]
-    return xp.roll(xp.flip(array, others), (1,) * len(others), others) if others else array  # pyright: ignore
+    return xp.roll(xp.flip(array, others), (1,) * len(others), others) if others else array
 
 
 def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:

@@ -138,7 +138,7 @@ class Block:
         """The mean score of each block, float32 or wider: `(..., ceil(in / rows), ceil(out / columns))`."""
         if scores.ndim < 2:
             raise ValueError(f"`Block({self.shape})` covers the last two axes of a kernel")
-        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
         (rows, columns), (height, width) = self.shape, scores.shape[-2:]
         padding = [(0, 0)] * (scores.ndim - 2) + [(0, -height % rows), (0, -width % columns)]
         tiles = jnp.pad(wide, padding).reshape(
@@ -170,7 +170,7 @@ class Channel:
     def pool(self, scores: Score) -> Score:
         """The mean score of each channel, float32 or wider: a vector."""
         axis = self._axis(scores.shape)
-        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
         return jnp.mean(wide, axis=tuple(i for i in range(scores.ndim) if i != axis))
 
     def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:

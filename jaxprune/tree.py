@@ -41,6 +41,12 @@ def is_floating(leaf: Any) -> bool:
     return is_array(leaf) and bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating))
 
 
+def promote(first: Any, second: Any) -> Any:
+    """The dtype that holds both, asked for by name and so allowed under strict promotion too."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.numpy.promote_types(first, second)
+
+
 def flatten(tree: Params, *others: Any, names: tuple[str, ...] = ()) -> tuple[list[tuple[Any, ...]], Any]:
     """Pairs each leaf of `tree` with whatever the other trees hold at that place.
 

@@ -39,7 +39,7 @@ def taylor(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
                 f"'{path}' has shape {leaf.shape}; its gradient has {getattr(grad, 'shape', None)}. "
                 f"Take `jax.grad` of the loss at these parameters."
             )
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        wide = tree.promote(leaf.dtype, jnp.float32)
         return jnp.abs(leaf.astype(wide) * grad.astype(wide))
 
     return tree.map_with_path(score, params, grads, names=("gradients",))

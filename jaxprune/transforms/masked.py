@@ -121,7 +121,7 @@ def need(params: Params | None, name: str) -> Params:
 def _constrain_leaf(path: str, update: Any, param: Any, mask: Any) -> Any:
     if mask is None:
         return update
-    dtype = jnp.promote_types(update.dtype, param.dtype)
+    dtype = tree.promote(update.dtype, param.dtype)
     update, param = update.astype(dtype), param.astype(dtype)
     if isinstance(mask, Spectral):
         return mask.project(param + update) - param
