@@ -5,6 +5,7 @@ import doctest
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jaxtyping import install_import_hook
@@ -16,6 +17,11 @@ from sybil.parsers.rest import DocTestParser
 install_import_hook("jaxprune", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def pytest_report_header():
+    """Says which JAX is tested, since two are supported at once."""
+    return f"jax {jax.__version__}, numpy {np.__version__}, optax {optax.__version__}"
 
 
 @pytest.fixture(scope="module")
