@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jaxprune import tree
 from jaxprune.filters import is_kernel
@@ -27,7 +28,7 @@ def lamp(params: Params, *, where: Where = is_kernel) -> Scores:
       Lee et al., 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning", eq. 3.
     """
 
-    def score(path: str, leaf: Float[Array, "..."]) -> Float[Array, "..."] | None:
+    def score(path: str, leaf: Any) -> Any:
         if not where(path, leaf):
             return None
         tree.check_floating(path, leaf)

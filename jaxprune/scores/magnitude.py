@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -29,7 +29,7 @@ def magnitude(params: Params, *, norm: Literal["l1", "l2"] = "l1", where: Where 
       Han et al., 2015, "Learning both Weights and Connections for Efficient Neural Networks".
     """
 
-    def score(path: str, leaf: jnp.ndarray) -> jnp.ndarray | None:
+    def score(path: str, leaf: Any) -> Any:
         if not where(path, leaf):
             return None
         tree.check_floating(path, leaf)

@@ -91,11 +91,13 @@ def gradual(
     ) -> tuple[Params, GradualState]:
         params = need(params, "gradual")
 
-        def refresh() -> tuple[Masks, Any]:
-            masks = inputs.call(strategy, params, updates, sparsity_at(state.step))
-            return masks, states.zero_pruned(state.inner, params, masks)
+        def refresh() -> Masks:
+            return inputs.call(strategy, params, updates, sparsity_at(state.step))
 
-        masks, inner = lax.cond(is_refresh(state.step), refresh, lambda: (state.masks, state.inner))
+        masks = lax.cond(is_refresh(state.step), refresh, lambda: state.masks)
+        # At every step, not only at a refresh: XLA fuses it into the optimizer, while a state that passes through
+        # `cond` would be copied.
+        inner = states.zero_pruned(state.inner, params, masks)
         hidden = masking.apply(updates, masks)
         new_updates, inner = optimizer.update(hidden, inner, params, **extra_args)
         new_updates = constrain(new_updates, params, masks)

@@ -1,0 +1,64 @@
+"""How many passes over the data does exact selection take?
+
+The time to select the highest tenth of many float32 scores, as a multiple of `sum(|x|)` over the same array, which
+reads it once. Each result is checked against NumPy's partition, ties included.
+"""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune
+from benchmarks import history, timing
+
+
+def scores(kind: str, size: int) -> np.ndarray:
+    """Scores of the kind that selection meets."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal(size, dtype=np.float32)
+    if kind == "normal":
+        return np.abs(normal)
+    if kind == "heavy-tailed":
+        return np.abs(normal / rng.standard_normal(size, dtype=np.float32))
+    if kind == "half zero":
+        return np.abs(normal * (rng.random(size, dtype=np.float32) > 0.5))
+    if kind == "nearly all zero":
+        return np.abs(normal * (rng.random(size, dtype=np.float32) > 0.95))
+    return rng.integers(0, 10, size).astype(np.float32)
+
+
+def is_exact(values: np.ndarray, mask: np.ndarray, keep: int) -> bool:
+    """Whether the mask keeps `keep` of the highest, and of those at the threshold the first."""
+    threshold = np.partition(values, len(values) - keep)[len(values) - keep]
+    tied, kept = values == threshold, mask[values == threshold]
+    above = values > threshold
+    first = np.arange(tied.sum()) < keep - above.sum()
+    return bool(mask.sum() == keep and mask[above].all() and np.array_equal(kept, first))
+
+
+def main(argv: list[str]) -> None:
+    """Times selection on each kind of data."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks selection", description=__doc__)
+    parser.add_argument("--size", type=int, default=25_000_000)
+    parser.add_argument("--repeats", type=int, default=11)
+    options = parser.parse_args(argv)
+    print(f"{history.device()}; {options.size:,} float32 scores, the highest tenth\n")
+    print(f"{'scores':18}{'passes':>8}  exact")
+    read, select = jax.jit(lambda x: jnp.sum(jnp.abs(x))), jax.jit(jaxprune.select)
+    figures = {}
+    for kind in ("normal", "heavy-tailed", "half zero", "nearly all zero", "few values"):
+        values = scores(kind, options.size)
+        array, keep = jnp.asarray(values), options.size // 10
+        exact = is_exact(values, np.asarray(select(array, jnp.int32(keep))), keep)
+        times = timing.interleaved(
+            {"read": functools.partial(read, array), "select": functools.partial(select, array, jnp.int32(keep))},
+            options.repeats,
+        )
+        figures[kind] = timing.ratio(times, "select", "read")
+        print(f"{kind:18}{figures[kind]:8.1f}  {'yes' if exact else 'NO'}", flush=True)
+        if not exact:
+            raise SystemExit("A selection was not exact.")
+    history.append("selection", {f"{kind}, passes": passes for kind, passes in figures.items()})
