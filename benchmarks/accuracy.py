@@ -9,6 +9,9 @@ import argparse
 import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -173,33 +176,55 @@ def table(rows: dict[Run, dict[str, Any]], epochs: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing and prints both tables."""
+    """Trains what is missing, on every core at once, and prints both tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks accuracy", description=__doc__)
     parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
     parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
     parser.add_argument("--epochs", type=int, choices=(3, 10), nargs="*", default=(3, 10), help="of which table")
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes, a core each")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--fresh", action="store_true", help="forget the rows at hand")
     parser.add_argument("--tables", action="store_true", help="only print the tables of the rows at hand")
     options = parser.parse_args(argv)
     if options.fresh:
         _CACHE.unlink(missing_ok=True)
-    if not options.tables:
-        data = fashion_mnist(options.folder)
-        wanted = [run for run in planned(options.seeds) if run.epochs in options.epochs]
-        missing = [run for run in wanted if run not in cached()]
-        print(f"{history.device()}; {len(missing)} runs to go, {jaxprune.count_params(_params(data)):,} parameters")
-        for i, run in enumerate(missing):
-            row = train(run, data)
-            with _CACHE.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"[{i + 1}/{len(missing)}] {row}", flush=True)
+    wanted = [run for run in planned(options.seeds) if run.epochs in options.epochs]
+    missing = [run for run in wanted if run not in cached()]
+    if options.worker is not None:
+        _work([run for run in wanted[options.worker :: options.workers] if run in missing], options.folder)
+        return
+    if missing and not options.tables:
+        print(f"{history.device()}; {len(missing)} runs to go in {options.workers} processes", flush=True)
+        arguments = [argument for argument in argv if argument != "--fresh"]
+        command = [sys.executable, "-m", "benchmarks", "accuracy", *arguments, "--workers", str(options.workers)]
+        workers = [subprocess.Popen([*command, "--worker", str(i)]) for i in range(options.workers)]
+        codes = [worker.wait() for worker in workers]
+        if any(codes):
+            raise SystemExit("A worker failed; what it had finished is kept.")
     rows = cached()
     for epochs in (10, 3):
         print(f"\n{table(rows, epochs)}")
-    print(f"\nTraining took {sum(row['seconds'] for row in rows.values()) / 60:.0f} minutes in all.")
-    dense = [row["accuracy"] for run, row in rows.items() if run.strategy == "dense" and run.epochs == 10]
-    history.append("accuracy", {"dense, 10 epochs": float(np.mean(dense))})
+    print(f"\nTraining took {sum(row['seconds'] for row in rows.values()) / 60:.0f} minutes of one core in all.")
+    history.append("accuracy", _figures(rows))
 
 
-def _params(data: Images) -> Any:
-    return jax.eval_shape(lambda: classifier.initialise(MODEL, data.train_images, 0))
+def _work(runs: list[Run], folder: str) -> None:
+    data = fashion_mnist(folder)
+    for run in runs:
+        row = train(run, data)
+        with _CACHE.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _figures(rows: dict[Run, dict[str, Any]]) -> dict[str, float]:
+    """Mean accuracies of the long table."""
+    groups: dict[str, list[float]] = {}
+    for run, row in rows.items():
+        if run.epochs == 10:
+            groups.setdefault(f"{run.strategy}, {100 * run.sparsity:g} %", []).append(row["accuracy"])
+    return {name: float(np.mean(values)) for name, values in groups.items()}
