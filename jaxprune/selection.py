@@ -28,7 +28,6 @@ Probes: TypeAlias = Int[Array, "group probe"]
 
 _SAMPLE = 2**14  # scores sampled over all groups
 _SAMPLE_EACH = 2**8  # and at least so many in each
-_LANES = 2**18  # accumulators side by side: a CPU adds vectors, but reduces comparisons to one number only slowly
 _ROW = 2**12
 _BLOCKS = 32
 
@@ -256,7 +255,7 @@ def _sifted(bracket: _Bracket, pieces: list[Score], group: list[int], keep: Int[
     are all the keys in the window, and searching them finds the threshold exactly; else the window's ends still narrow
     the bracket.
     """
-    window = _interpolated(bracket, keep, (-5.0, 5.0))
+    window = _interpolated(bracket, keep, (-4.0, 4.0))
     totals = [jnp.zeros(2, jnp.int32)] * keep.shape[0]
     most = [jnp.int32(0)] * keep.shape[0]
     candidates, candidate_group = [], []
@@ -324,9 +323,7 @@ def _by_lanes(
       The accumulators, one vector for each entry of `empty`.
     """
     size = int(piece.size) if size is None else size
-    lanes = _LANES
-    while lanes > _ROW and lanes * 16 > size:
-        lanes //= 2
+    lanes = _lanes(size)
     whole, rest = divmod(size, lanes)
 
     def keys(index: Any, length: int) -> Keys:
@@ -340,8 +337,18 @@ def _by_lanes(
     return tuple(jnp.concatenate([h, s[rest:]]) for h, s in zip(head, state, strict=True))
 
 
+def _lanes(size: int) -> int:
+    """How many accumulators: so many that threads share them where that pays, else what a core's cache holds."""
+    if size >= 2**23:
+        return 2**18
+    return int(np.clip(2 ** int(np.log2(max(size, 1) / 64)), _ROW, 2**15))
+
+
 def _sums(vectors: list[Int[Array, " lane"]]) -> list[Int[Array, ""]]:
-    """The sum of each vector, all in one reduction to a row first, for the reason given at `_LANES`."""
+    """The sum of each vector.
+
+    All in one reduction to a row first: a CPU adds vectors, but reduces integers to one number only slowly.
+    """
     rows = tuple(vector.reshape(-1, _ROW) for vector in vectors)
     zeros = (jnp.int32(0),) * len(rows)
     row = lax.reduce(rows, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), (0,))
