@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxprune import tree
+from jaxprune.jaxpr.biases import Consumer, consumers
 from jaxprune.jaxpr.choice import by_split
 from jaxprune.jaxpr.labels import without_rule
 from jaxprune.jaxpr.propagate import Axes, propagate, updated_leaves
@@ -78,6 +79,7 @@ class Coupling:
       frozen: Per (path, axis) that has positions in no unit: why.
       products: Multiply-accumulates of one call: sum over terms of `times` the product of the factors.
       updated: Paths of leaves that the function also returns with new values, and where.
+      consumers: Per path of a kernel that a contraction multiplies by: along which axes, and the biases that follow.
       semantics: "masked" if removing units is exact, "small" if sums over removed positions were let pass.
     """
 
@@ -86,6 +88,7 @@ class Coupling:
     frozen: dict[tuple[str, int], str]
     products: tuple[tuple[int, tuple[Factor, ...]], ...]
     updated: dict[str, str]
+    consumers: dict[str, Consumer]
     semantics: Semantics = "masked"
 
     def macs(self, kept: Sequence[int] | None = None) -> float:
@@ -245,6 +248,7 @@ def _summarise(traced: Traced, labeling: Labeling, own: list[Axes], semantics: S
         frozen=frozen,
         products=_products(labeling, unit_of, group_of_unit, result),
         updated={traced.paths[i]: traced.outputs[o] for o, i in updated_leaves(traced).items()},
+        consumers=consumers(traced),
         semantics=semantics,
     )
 

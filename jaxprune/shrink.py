@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune import tree
+from jaxprune.compensation import compensated, uncompensated
 from jaxprune.coupling import Coupling, Group, Semantics
 from jaxprune.frequency import Spectral
 from jaxprune.jaxpr.rebuild import evaluate
 from jaxprune.masks import checked
 from jaxprune.plan import LeafPlan, Plan, host
-from jaxprune.typing import Masks, Params
+from jaxprune.typing import Masks, Params, Statistics
 
 
 def shrink(
@@ -26,6 +28,7 @@ def shrink(
     coupling: Coupling,
     *,
     semantics: Semantics = "masked",
+    compensate: Statistics | None = None,
 ) -> tuple[Callable[..., Any], Params, Plan]:
     """Removes every unit whose slices are all masked.
 
@@ -40,12 +43,18 @@ def shrink(
       coupling: From `couple(fun, params, *args)`.
       semantics: "masked": equal to the masked model. "small": means and variances over a pruned axis divide by what is
         left of it, as a model configured to be smaller would.
+      compensate: Of the structure of `params`: for a kernel the mean of each of its inputs over some data, `(in,)` or
+        the shape of its input axes, layers of a scan first; `None` elsewhere. What the masks take from the kernel is
+        then put, on average, into the bias that follows it (or the running mean that is subtracted), and the model no
+        longer equals the masked one. Give `params` as they were before masking. A warning names each group whose mean
+        went nowhere, and why. Convolutions are taken to see the mean beyond the border too, where padding has zeros.
 
     Returns:
       `(small_fun, small_params, plan)`.
 
     Raises:
-      ValueError: The parameters are not those that were coupled; the message names the path.
+      ValueError: The parameters are not those that were coupled, or a mean does not have the size of its kernel's
+        inputs; the message names the path.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -59,6 +68,9 @@ def shrink(
       >>> small, small_params, plan = shrink(mlp, params, masks, coupling)
       >>> small_params["first"].shape, float(small(small_params, jnp.ones((1, 4)))[0, 0])
       ((4, 5), 20.0)
+
+    References:
+      An et al., 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", for `compensate`.
     """
     if coupling.semantics == "small" and semantics == "masked":
         raise ValueError(
@@ -66,6 +78,13 @@ def shrink(
             'semantics="masked". Give both the same.'
         )
     plan = plan_of(params, masks, coupling, semantics)
+    if compensate is not None:
+        nowhere = uncompensated(coupling, plan, params, compensate)
+        if nowhere:
+            reasons = "; ".join(f"'{name}' ({', '.join(why)})" for name, why in nowhere.items())
+            warnings.warn(f"`compensate` found nowhere to put all of the mean of: {reasons}.", stacklevel=2)
+        masked = tree.map_with_path(_masked, params, masks, names=("masks",))
+        params = compensated(params, masked, compensate, coupling)
     small_params = tree.map_with_path(_masked, plan.take(params), plan.take(masks), names=("masks",))
     return shrink_fun(fun, plan), small_params, plan
 
