@@ -138,10 +138,13 @@ class Plan:
                 )
                 for name, entry in document["leaves"].items()
             }
+            semantics = document["semantics"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             message = f"'{path}' lacks or garbles part of a plan ({error!r}). Give a file written by `Plan.save`."
             raise ValueError(message) from error
-        return cls(leaves, document["semantics"])
+        if semantics not in ("masked", "small"):
+            raise ValueError(f"""'{path}' has semantics {semantics!r}; a plan has "masked" or "small".""")
+        return cls(leaves, semantics)
 
     def _match(self, path: str) -> str | None:
         """The parameter that a leaf mirrors: the one whose path, up to its first key, ends the leaf's."""
@@ -193,6 +196,8 @@ class Plan:
 
 
 def _validate(path: str, leaf: LeafPlan) -> None:
+    if leaf.stack is not None and leaf.stack not in range(len(leaf.shape)):
+        raise ValueError(f"The plan for '{path}' stacks layers along axis {leaf.stack}; its shape is {leaf.shape}.")
     for axis, kept in leaf.keep.items():
         if not 0 <= axis < len(leaf.shape):
             raise ValueError(f"The plan for '{path}' names axis {axis}; the leaf has shape {leaf.shape}.")

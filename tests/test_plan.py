@@ -1,0 +1,145 @@
+"""Plans: what they take, and what they refuse to be."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from zoo import plain
+from zoo.case import floats, randomised, unit_masks
+
+from jaxprune.coupling import couple
+from jaxprune.plan import LeafPlan, Plan
+from jaxprune.shrink import shrink, shrink_fun
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A valid plan and its file."""
+    plan = Plan({"layer/kernel": LeafPlan((3, 6), {1: np.array([0, 2, 5])}), "layer/bias": LeafPlan((6,))})
+    plan.save(tmp_path / "plan.json")
+    return tmp_path / "plan.json"
+
+
+def changed(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_saved_plan_is_read_back(saved):
+    plan = Plan.load(saved)
+    assert plan.leaves["layer/kernel"].small == (3, 3)
+    assert plan.leaves["layer/kernel"].keep[1].tolist() == [0, 2, 5]
+    assert plan.leaves["layer/bias"] == LeafPlan((6,))
+    assert plan.semantics == "masked"
+
+
+def test_a_damaged_file_is_named(saved):
+    saved.write_text(saved.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"plan\.json' is not JSON .*Give a file written by `Plan\.save`"):
+        Plan.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda d: d.update(version=2), lambda d: d.update(format="other"), lambda d: d.pop("version")],
+    ids=["version", "format", "none"],
+)
+def test_another_version_or_format_is_refused(saved, change):
+    with pytest.raises(ValueError, match="is not a version 1 jaxprune plan"):
+        Plan.load(changed(saved, change))
+
+
+@pytest.mark.parametrize("document", ["[]", "3", "null"])
+def test_other_json_is_refused(saved, document):
+    saved.write_text(document)
+    with pytest.raises(ValueError, match="is not a version 1 jaxprune plan"):
+        Plan.load(saved)
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("leaves"),
+        lambda d: d.pop("semantics"),
+        lambda d: d.update(leaves=[1]),
+        lambda d: d["leaves"]["layer/kernel"].pop("shape"),
+        lambda d: d["leaves"]["layer/kernel"].update(keep=[0, 1]),
+        lambda d: d["leaves"]["layer/kernel"].update(keep={"one": [0]}),
+        lambda d: d["leaves"]["layer/kernel"].update(keep={"1": [0, "b"]}),
+        lambda d: d["leaves"]["layer/kernel"].update(keep={"1": [[0], [0, 1]]}),
+        lambda d: d["leaves"]["layer/kernel"].update(stack="first"),
+        lambda d: d["leaves"]["layer/kernel"].update(stack=7),
+        lambda d: d.update(semantics="other"),
+    ],
+    ids="leaves semantics list shape keep axis index ragged stack_word stack_range semantics_word".split(),
+)
+def test_a_part_that_is_missing_or_garbled_is_refused(saved, change):
+    with pytest.raises(ValueError, match=r"plan\.json|layer/kernel"):
+        Plan.load(changed(saved, change))
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"1": [0, 6]}, r"'layer/kernel' axis 1 needs increasing indices below 6; got \[0, 6\]"),
+        ({"1": [-1, 2]}, r"'layer/kernel' axis 1 needs increasing indices below 6; got \[-1, 2\]"),
+        ({"1": [2, 2]}, r"'layer/kernel' axis 1 needs increasing indices below 6; got \[2, 2\]"),
+        ({"2": [0]}, r"'layer/kernel' names axis 2; the leaf has shape \(3, 6\)"),
+        ({"1": []}, r"'layer/kernel' axis 1 keeps nothing"),
+        ({"1": [[0], [1]]}, r"'layer/kernel' axis 1 has 2 rows of indices; its stack has 1 layers"),
+    ],
+)
+def test_indices_out_of_range_are_refused(saved, keep, message):
+    with pytest.raises(ValueError, match=message):
+        Plan.load(changed(saved, lambda d: d["leaves"]["layer/kernel"].update(keep=keep)))
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path):
+    fun, shapes, args = plain.mlp()
+    params = randomised(shapes)
+    coupling = couple(fun, shapes, *args)
+    _, small_params, plan = shrink(fun, params, unit_masks(coupling, params), coupling)
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    other, shapes, _ = plain.glu()
+    with pytest.raises(ValueError, match="The plan does not have 'down'"):
+        jax.eval_shape(shrink_fun(other, loaded), shapes, floats(2, 3))
+    with pytest.raises(ValueError, match=r"removes index \d of axis 0 of 'bias', which must stay: the function never"):
+        # The same leaves, read by another function.
+        jax.eval_shape(shrink_fun(lambda p, x: x @ p["first"], loaded), small_params, floats(2, 3))
+    with pytest.raises(ValueError, match=r"'first' has shape \(3, 9\); the plan's .* has shape \(3, 8\)"):
+        loaded.take({"first": jnp.ones((3, 9))})
+
+
+@pytest.mark.dtype_promotion
+@pytest.mark.rank_promotion
+def test_the_factored_state_of_adafactor_takes_a_step_on_what_is_kept():
+    fun, shapes, args = plain.mlp()
+    params = randomised(shapes)
+    coupling = couple(fun, shapes, *args)
+    masks = unit_masks(coupling, params)
+    _, small_params, plan = shrink(fun, params, masks, coupling)
+    optimizer = optax.adafactor(1e-2, min_dim_size_to_factor=2, momentum=0.9, multiply_by_parameter_scale=False)
+    generator = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda s: jnp.asarray(generator.random(s.shape), s.dtype) if s.ndim else s, optimizer.init(params)
+    )
+    small = plan.take(state)
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, optimizer.init(small_params))
+    kept = plan.leaves["first"].keep[1]
+    factored, reduced = (next(s for s in jax.tree.leaves(s, is_leaf=_factored) if _factored(s)) for s in (state, small))
+    for name in ("v_row", "v_col"):
+        whole, part = getattr(factored, name)["first"], getattr(reduced, name)["first"]
+        expected = whole[kept] if whole.shape == (8,) else whole
+        assert (np.asarray(part) == np.asarray(expected)).all()
+    assert {getattr(reduced, name)["first"].shape for name in ("v_row", "v_col")} == {(3,), (4,)}
+
+
+def _factored(state):
+    return hasattr(state, "v_row")
