@@ -73,4 +73,5 @@ CASES = {
     "conv_eval": Case(build(ConvNet, floats(2, 6, 6, 3)), 0.6, {**_HEAD, **_IMAGE}),
     "conv_train": Case(build(ConvNet, floats(2, 6, 6, 3), train=True), 0.6, {**_HEAD, **_IMAGE}),
     "transformer": Case(build(Transformer, floats(2, 5, 3)), 0.6, {**_HEAD, r"embed/kernel\[0\]": "argument"}),
+    "recurrent": Case(build(Recurrent, floats(2, 5, 3)), 0.5, {**_HEAD, r"cell/i\w+/kernel\[0\]": "argument"}),
 }
