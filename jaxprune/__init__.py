@@ -2,6 +2,7 @@
 
 from jaxprune import budgets as budgets
 from jaxprune import filters as filters
+from jaxprune import layerwise as layerwise
 from jaxprune import patterns as patterns
 from jaxprune import scores as scores
 from jaxprune import slimming as slimming

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import ordering, tree
-from jaxprune.typing import Mask, Params, Score
+from jaxprune.typing import Mask, Params, Score, Sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +182,27 @@ class Channel:
         if not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"`Channel(axis={self.axis})` needs that axis")
         return self.axis % len(shape)
+
+
+def settled(pattern: Any, sparsity: Sparsity | None) -> Sparsity:
+    """The sparsity that a pattern and a request come to: what the pattern fixes, else the request, else 0.5.
+
+    Args:
+      pattern: Any pattern.
+      sparsity: What is asked for; `None` asks for nothing.
+
+    Raises:
+      ValueError: The request contradicts what the pattern fixes.
+      TypeError: The request is traced and the pattern fixes the sparsity.
+    """
+    fixed = pattern.sparsity
+    if fixed is None:
+        return 0.5 if sparsity is None else sparsity
+    if not isinstance(sparsity, float | int | None):
+        raise TypeError(f"`{pattern}` fixes the sparsity at {fixed}; it cannot follow a traced one. Pass `None`.")
+    if sparsity is not None and abs(sparsity - fixed) > 1e-6:
+        raise ValueError(f"`{pattern}` fixes the sparsity at {fixed}; got {sparsity}. Leave the sparsity out.")
+    return fixed
 
 
 def by_leaf(pattern: Any, scores: Params) -> list[Any]:

@@ -400,11 +400,7 @@ def _counts(scores: Scores, sparsity: Any, budget: Budget, pattern: Pattern) -> 
 
 
 def _check_fixed(pattern: Pattern, sparsity: Sparsity | None, budget: Budget) -> None:
-    fixed = pattern.sparsity
-    if not isinstance(sparsity, float | int | None):
-        raise TypeError(f"`{pattern}` fixes the sparsity at {fixed}; it cannot follow a traced one. Pass `None`.")
-    if sparsity is not None and fixed is not None and abs(sparsity - fixed) > 1e-6:
-        raise ValueError(f"`{pattern}` fixes the sparsity at {fixed}; got {sparsity}. Leave the sparsity out.")
+    patterns.settled(pattern, sparsity)  # raises where they contradict
     if budget is not budgets.uniform:
         raise ValueError(f"`{pattern}` fixes the sparsity of every leaf; a budget has nothing to decide. Leave it out.")
 

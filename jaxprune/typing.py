@@ -26,6 +26,10 @@ Masks: TypeAlias = PyTree[Any]
 Counts: TypeAlias = PyTree[Any]
 """How many groups (single weights, blocks, channels) each leaf keeps; `None` where there are no scores."""
 
+Kernel: TypeAlias = Float[Array, "in out"]
+Gram: TypeAlias = Float[Array, "in in"]
+"""$X^\\top X$ of a layer's inputs X, one row a sample."""
+
 Mask: TypeAlias = Bool[Array, "..."]
 Score: TypeAlias = Float[Array, "..."]
 Count: TypeAlias = int | Int[Array, ""]

@@ -1,0 +1,90 @@
+"""What the algorithms share: checked arguments, how many weights to keep, and which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune import budgets, ordering, patterns, tree
+from jaxprune.typing import Gram, Kernel, Sparsity
+
+
+def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Sparsity | None) -> Sparsity:
+    """The sparsity that the pattern and the request come to.
+
+    Raises:
+      ValueError: Kernel, Gram matrix and pattern do not fit together, or the sparsity contradicts the pattern.
+      TypeError: The kernel is not floating, or the pattern is neither `Unstructured` nor `NM`.
+    """
+    tree.check_floating("kernel", kernel)
+    if kernel.ndim != 2 or width != (kernel.shape[0],) * 2:
+        raise ValueError(
+            f"The kernel must be (in, out) and the Gram matrix (in, in); got {kernel.shape} and {width}. Transpose an "
+            "(out, in) kernel."
+        )
+    if isinstance(pattern, patterns.NM):
+        if pattern.axis not in (None, 0, -2) or kernel.shape[0] % pattern.m:
+            raise ValueError(
+                f"`{pattern}` runs along the inputs, axis 0, which {pattern.m} must divide; the kernel has shape "
+                f"{kernel.shape} and the pattern axis {pattern.axis}."
+            )
+    elif not isinstance(pattern, patterns.Unstructured):
+        raise TypeError(f"The pattern must be `Unstructured()` or `NM(n, m)`; got {pattern}.")
+    sparsity = patterns.settled(pattern, sparsity)
+    budgets.keep_count(kernel.size, sparsity)  # raises where it is out of range
+    return sparsity
+
+
+def working(kernel: Kernel, gram: Gram) -> Any:
+    """The dtype to compute in: float32 or wider."""
+    return tree.promote(tree.promote(kernel.dtype, gram.dtype), jnp.float32)
+
+
+def counts(sizes: list[int], sparsity: Sparsity) -> Int[Array, " size"]:
+    """How many of each number of weights stay; the sparsity may be traced."""
+    return jnp.stack([jnp.asarray(budgets.keep_count(size, sparsity), jnp.int32) for size in sizes])
+
+
+def highest(scores: Float[Array, "in out"], keep: Int[Array, ""], by_output: bool) -> Bool[Array, "in out"]:
+    """The `keep` highest of all scores, or of each output's; ties to the lowest index, NaN last.
+
+    By bisection in one small loop: `selection.select` takes fewer passes, but compiles for seconds.
+    """
+    keys = ordering.keys(scores)
+    limits = jnp.iinfo(keys.dtype)
+    groups = scores.shape[1] if by_output else 1
+
+    def count(chosen: Bool[Array, "in out"]) -> Int[Array, "1 group"]:
+        return jnp.sum(chosen, axis=0 if by_output else None, dtype=jnp.int32).reshape(1, groups)
+
+    def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, reached = state  # `reached` lie at or above low: `keep` at least; fewer at or above high
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        above = count(keys >= middle)
+        enough = above >= keep
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle), jnp.where(enough, above, reached)
+
+    def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
+        low, high, reached = state
+        return jnp.any((reached != keep) & (low + 1 < high))
+
+    one_for_each = (1, groups)
+    start = (
+        jnp.full(one_for_each, limits.min, keys.dtype),
+        jnp.full(one_for_each, limits.max, keys.dtype),
+        jnp.full(one_for_each, scores.size // groups, jnp.int32),
+    )
+    low, _, reached = lax.while_loop(unfinished, halve, start)
+    ties = keys == low
+    missing = keep - count(keys > low)
+    order = jnp.cumsum(ties, axis=0, dtype=jnp.int32) if by_output else _running(ties)
+    return jnp.where(reached == keep, keys >= low, (keys > low) | (ties & (order <= missing)))
+
+
+def _running(chosen: Bool[Array, "in out"]) -> Int[Array, "in out"]:
+    """How many are chosen up to each place, row by row."""
+    through = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
+    return through + (jnp.cumsum(through[:, -1]) - through[:, -1])[:, None]
