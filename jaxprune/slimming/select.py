@@ -124,7 +124,8 @@ def _counts(
         counts = budget(profiles, sparsity, None, floors=floors)
     else:
         trees = {
-            name: profile if isinstance(profile, Tracer) else jnp.asarray(profile) for name, profile in profiles.items()
+            name: jax.device_put(profile) if isinstance(profile, np.ndarray) else profile
+            for name, profile in profiles.items()
         }
         counts = budget(trees, sparsity, patterns.Unstructured())
     rounded = {}
