@@ -9,6 +9,9 @@ from jaxprune import slimming as slimming
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
 from jaxprune.frequency import Spectral as Spectral
+from jaxprune.layout import Axes as Axes
+from jaxprune.layout import Layout as Layout
+from jaxprune.layout import layout as layout
 from jaxprune.macs import Macs as Macs
 from jaxprune.macs import macs as macs
 from jaxprune.masks import Packed as Packed

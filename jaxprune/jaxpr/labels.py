@@ -28,7 +28,7 @@ _ONE_TO_ONE = frozenset(
 )
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
 _KEEPS_LAYERS = _ONE_TO_ONE | {"scan", "transpose", "jit", "pjit", "closed_call", "checkpoint", "remat", "remat2"}
-_ELEMENTWISE = _KEEPS_ZERO | frozenset(
+ELEMENTWISE = _KEEPS_ZERO | frozenset(
     "add sub mul div rem max min pow integer_pow atan2 nextafter and or xor not eq ne lt le gt ge eq_to le_to lt_to "
     "add_any exp exp2 log log2 logistic cos cosh acos acosh rsqrt is_finite population_count clz select_n clamp "
     "shift_left shift_right_logical shift_right_arithmetic lgamma digamma polygamma erfc igamma igammac igamma_grad_a "
@@ -286,7 +286,7 @@ def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    **dict.fromkeys(ELEMENTWISE, elementwise),
     **regroup.RULES,
     **control.RULES,
     "dot_general": contract,
