@@ -203,6 +203,19 @@ def test_biases_of_whole_networks_are_found(relaxed):
         assert biases[0].endswith("/mean")
 
 
+def test_a_sum_of_products_shares_a_bias_wherever_it_is_added():
+    def fun(p, x):
+        gate = x @ p["a"] - ((x @ p["b"]) - p["bias"][None])
+        twice = x @ p["c"] + jnp.tanh(x) @ p["c"] + p["other"][None]
+        return gate, twice
+
+    shapes = kernels(a=(3, 2), b=(3, 2), c=(3, 2), bias=(2,), other=(2,))
+    found = couple(fun, shapes, floats(4, 3)).consumers
+    assert [(bias.path, bias.sign) for bias in found["a"].biases] == [("bias", 1)]
+    assert [(bias.path, bias.sign) for bias in found["b"].biases] == [("bias", -1)]
+    assert found["c"].biases == (), "one mean stands for two inputs"
+
+
 def test_kernels_laid_out_the_other_way_find_theirs(relaxed):
     model = eqx.nn.Linear(3, 5, key=jax.random.key(0))
     assert biased(lambda m, x: jax.vmap(m)(x), model, floats(4, 3)) == {"weight": ["bias"]}

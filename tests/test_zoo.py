@@ -5,33 +5,17 @@ import pytest
 from zoo import equinox_models, haiku_models, linen, nnx_models, plain
 from zoo.case import check
 
+_MODELS = {"plain": plain, "linen": linen, "nnx": nnx_models, "equinox": equinox_models, "haiku": haiku_models}
 
-def check_framework(case):
-    """The frameworks' own layers promote implicitly."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+
+@pytest.mark.parametrize(
+    ("framework", "name"), [(framework, name) for framework, module in _MODELS.items() for name in module.CASES]
+)
+def test_model(framework, name):
+    case = _MODELS[framework].CASES[name]
+    if framework == "plain":
         check(case)
-
-
-@pytest.mark.parametrize("name", plain.CASES)
-def test_plain(name):
-    check(plain.CASES[name])
-
-
-@pytest.mark.parametrize("name", linen.CASES)
-def test_linen(name):
-    check_framework(linen.CASES[name])
-
-
-@pytest.mark.parametrize("name", nnx_models.CASES)
-def test_nnx(name):
-    check_framework(nnx_models.CASES[name])
-
-
-@pytest.mark.parametrize("name", equinox_models.CASES)
-def test_equinox(name):
-    check_framework(equinox_models.CASES[name])
-
-
-@pytest.mark.parametrize("name", haiku_models.CASES)
-def test_haiku(name):
-    check_framework(haiku_models.CASES[name])
+    else:
+        # The frameworks' own layers promote implicitly.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            check(case)

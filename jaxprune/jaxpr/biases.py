@@ -60,9 +60,20 @@ class _View:
 
 @dataclasses.dataclass(frozen=True)
 class _Sum:
-    """A sum of products: the number of each, its sign, and the kernel's axis behind each axis, -1 for none."""
+    """A sum of products and leaves.
+
+    Attributes:
+      products: The number of each, its sign, and the kernel's axis behind each axis, -1 for none.
+      leaves: What was added: the number of the addition, its sign, the leaf.
+    """
 
     products: tuple[tuple[int, int, tuple[int, ...]], ...]
+    leaves: tuple[tuple[int, int, _View], ...] = ()
+
+    def turned(self) -> _Sum:
+        """The negative."""
+        products = tuple((number, -sign, axes) for number, sign, axes in self.products)
+        return _Sum(products, tuple((number, -sign, leaf) for number, sign, leaf in self.leaves))
 
 
 @dataclasses.dataclass
@@ -73,8 +84,8 @@ class _Search:
       paths: Of the leaves.
       ranks: Of the leaves.
       products: For each product its kernel, the axes summed over, the others, and the groups.
-      taken: For each product the leaf that is added to it.
-      additions: For each leaf, every time that it is added, the kernels whose products it is added to.
+      taken: For each product the leaf that is added to it, by its index too.
+      additions: For every addition of a leaf to a sum: the leaf, and the kernels whose products it takes.
       reads: How often a leaf is read by more than a view of it.
       uses: How often a variable is read.
       scans: How many scans were entered.
@@ -83,8 +94,8 @@ class _Search:
     paths: Sequence[str]
     ranks: Sequence[int]
     products: list[tuple[_View, tuple[int, ...], tuple[int, ...], int]] = dataclasses.field(default_factory=list)
-    taken: dict[int, Bias] = dataclasses.field(default_factory=dict)
-    additions: dict[int, list[frozenset[int]]] = dataclasses.field(default_factory=dict)
+    taken: dict[int, tuple[int, Bias]] = dataclasses.field(default_factory=dict)
+    additions: list[tuple[int, set[int]]] = dataclasses.field(default_factory=list)
     reads: Counter[int] = dataclasses.field(default_factory=Counter)
     uses: dict[Any, int] = dataclasses.field(default_factory=dict)
     scans: int = 0
@@ -97,13 +108,12 @@ def consumers(traced: Traced) -> dict[str, Consumer]:
     """Every leaf that a contraction multiplies an activation by, and what is added to the result.
 
     A leaf counts as added if it meets the result, or a sum that the result is part of, before anything else reads
-    either, and if that is all that the leaf is for.
+    either, and if that is all that the leaf is for, beside being returned.
     """
     search = _Search(traced.paths, [len(leaf.shape) for leaf in traced.leaves])
     jaxpr, constants = opened(traced.jaxpr)
     leaves = [_View(i, tuple(range(rank))) for i, rank in enumerate(search.ranks)]
-    outputs = _run(search, jaxpr, constants, [*leaves, *[None] * (len(jaxpr.invars) - len(leaves))])
-    _read(search, outputs)
+    _run(search, jaxpr, constants, [*leaves, *[None] * (len(jaxpr.invars) - len(leaves))])
     by_kernel: dict[int, list[int]] = {}
     for number, (kernel, _, _, _) in enumerate(search.products):
         by_kernel.setdefault(kernel.index, []).append(number)
@@ -115,15 +125,15 @@ def _consumer(search: _Search, numbers: Sequence[int]) -> Consumer:
     inputs, outputs, groups = search.products[numbers[0]][1:]
     if len(kinds) > 1 or not all(_sure(search, number) for number in numbers):
         return Consumer(inputs, outputs, groups, ())
-    return Consumer(inputs, outputs, groups, tuple(dict.fromkeys(search.taken[number] for number in numbers)))
+    return Consumer(inputs, outputs, groups, tuple(dict.fromkeys(search.taken[number][1] for number in numbers)))
 
 
 def _sure(search: _Search, number: int) -> bool:
     if number not in search.taken:
         return False
-    index = search.paths.index(search.taken[number].path)
-    additions = search.additions[index]
-    return len(additions) == search.reads[index] and len(set(additions)) == 1
+    index, _ = search.taken[number]
+    took = [kernels for leaf, kernels in search.additions if leaf == index]
+    return len(took) == search.reads[index] and all(kernels == took[0] for kernels in took)
 
 
 def _run(search: _Search, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[_Known]) -> list[_Known]:
@@ -171,7 +181,8 @@ def _placed(known: _Known, places: Sequence[int]) -> _Known:
         return _View(known.index, moved(known.axes), known.steps)
     if known is None:
         return None
-    return _Sum(tuple((number, sign, moved(axes)) for number, sign, axes in known.products))
+    leaves = tuple((number, sign, _View(v.index, moved(v.axes), v.steps)) for number, sign, v in known.leaves)
+    return _Sum(tuple((number, sign, moved(axes)) for number, sign, axes in known.products), leaves)
 
 
 def _same(_: _Search, eqn: JaxprEqn, operand: _Known, *rest: _Known) -> list[_Known]:
@@ -254,39 +265,40 @@ def _results(eqn: JaxprEqn, side: int) -> list[int]:
 
 
 def _add(search: _Search, eqn: JaxprEqn, left: _Known, right: _Known) -> list[_Known]:
-    negative = eqn.primitive.name == "sub"
-    if isinstance(left, _Sum) and isinstance(right, _Sum):
-        turned = tuple((number, -sign if negative else sign, axes) for number, sign, axes in right.products)
-        return [_Sum((*left.products, *turned))]
-    for known, other, atom in ((left, right, eqn.invars[1]), (right, left, eqn.invars[0])):
-        if not isinstance(known, _Sum) or (negative and known is right):
-            continue
-        _read(search, [other])
-        full, theirs = shape_of(eqn.outvars[0]), shape_of(atom)
-        if isinstance(other, _View) and len(full) == len(theirs):
-            # An axis of one is stretched.
-            axes = tuple(a if n == m else -1 for a, n, m in zip(other.axes, theirs, full, strict=True))
-            return [_taken(search, known, dataclasses.replace(other, axes=axes), full, -1 if negative else 1)]
-        return [known]
-    _read(search, [left, right])
-    return [None]
+    negative, shape = eqn.primitive.name == "sub", shape_of(eqn.outvars[0])
+    if negative and isinstance(right, _Sum):
+        right = right.turned()
+    sums = [known for known in (left, right) if isinstance(known, _Sum)]
+    if not sums:
+        _read(search, [left, right])
+        return [None]
+    products = tuple(product for known in sums for product in known.products)
+    leaves = tuple(leaf for known in sums for leaf in known.leaves)
+    for known, atom, sign in ((left, eqn.invars[0], 1), (right, eqn.invars[1], -1 if negative else 1)):
+        if isinstance(known, _View):
+            _read(search, [known])
+            if len(shape_of(atom)) == len(shape):
+                # An axis of one is stretched.
+                axes = tuple(a if n == m else -1 for a, n, m in zip(known.axes, shape_of(atom), shape, strict=True))
+                search.additions.append((known.index, set()))
+                leaf = dataclasses.replace(known, axes=axes)
+                leaves = (*leaves, (len(search.additions) - 1, sign, leaf))
+    return [_settled(search, _Sum(products, leaves), shape)]
 
 
-def _taken(search: _Search, known: _Sum, leaf: _View, shape: tuple[int, ...], sign: int) -> _Known:
-    """Gives to a leaf the products that it can take."""
-    rest, took = [], set()
+def _settled(search: _Search, known: _Sum, shape: tuple[int, ...]) -> _Sum:
+    """Gives each product to the first leaf that can take it."""
     kernels = Counter(search.products[number][0].index for number, _, _ in known.products)
-    for number, sign_of, axes in known.products:
+    for number, sign, axes in known.products:
         kernel = search.products[number][0]
-        along = _along(kernel, axes, leaf, shape, search.ranks[leaf.index])
-        if along is None or kernels[kernel.index] > 1:
-            rest.append((number, sign_of, axes))
-        else:
+        for addition, sign_of_leaf, leaf in known.leaves:
+            took = search.additions[addition][1]
+            along = _along(kernel, axes, leaf, shape, search.ranks[leaf.index])
+            if along is None or number in search.taken or kernels[kernel.index] > 1:
+                continue
             took.add(kernel.index)
-            search.taken[number] = Bias(search.paths[leaf.index], along, sign * sign_of)
-    if took:
-        search.additions.setdefault(leaf.index, []).append(frozenset(took))
-    return _Sum(tuple(rest)) if rest else None
+            search.taken[number] = leaf.index, Bias(search.paths[leaf.index], along, sign * sign_of_leaf)
+    return known
 
 
 def _along(
