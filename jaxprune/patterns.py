@@ -44,7 +44,8 @@ class NM:
       n: How many of each group stay.
       m: The size of a group; it divides the axis.
       axis: The summed axis. `None` is -2, right for Flax and Haiku, whose kernels are `(..., in, out)`; Equinox and
-        torch have `(out, in)` and need -1. A pytree of integers with the structure of the parameters sets it by leaf.
+        torch have `(out, in)` and need -1. A pytree of integers with the structure of the parameters sets it by leaf;
+        `layout(...).summed(params)` makes one.
 
     Raises:
       ValueError: Not 0 <= n <= m, or m < 1.

@@ -27,6 +27,8 @@ Counts: TypeAlias = PyTree[Any]
 """How many groups (single weights, blocks, channels) each leaf keeps; `None` where there are no scores."""
 
 Kernel: TypeAlias = Float[Array, "in out"]
+"""The weights of one layer, inputs first."""
+
 Gram: TypeAlias = Float[Array, "in in"]
 """$X^\\top X$ of a layer's inputs X, one row a sample."""
 
