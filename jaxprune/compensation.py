@@ -29,7 +29,7 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
     Raises:
       ValueError: A mean does not have the size of its kernel's inputs; the message names the path.
     """
-    rows, structure = tree.flatten(params, masked, statistics, names=("masked parameters", "compensate"))
+    rows, structure = tree.flatten(params, masked, statistics, names=("masked parameters", "tree `compensate`"))
     leaves = {path: leaf for path, leaf, _, _ in rows}
     for path, leaf, left, mean in rows:
         consumer = coupling.consumers.get(path)
@@ -87,7 +87,7 @@ def uncompensated(coupling: Coupling, plan: Plan, params: Params, statistics: St
       params: The parameters.
       statistics: As given to `compensated`.
     """
-    rows, _ = tree.flatten(params, statistics, names=("compensate",))
+    rows, _ = tree.flatten(params, statistics, names=("tree `compensate`",))
     measured = {path for path, _, mean in rows if mean is not None}
     reasons: dict[str, list[str]] = {}
     for group in coupling.groups:

@@ -183,6 +183,14 @@ def test_a_mean_of_the_wrong_size_is_refused():
         shrink(fun, params, masks, couple(fun, shapes, *args), compensate=means)
 
 
+def test_means_have_the_structure_of_the_parameters():
+    fun, shapes, args = plain.mlp()
+    params = randomised(shapes)
+    masks = without(params, ("first", 1), ("bias", 0), ("second", 0))
+    with pytest.raises(ValueError, match="The tree `compensate` must have the structure .* nothing at 'bias'"):
+        shrink(fun, params, masks, couple(fun, shapes, *args), compensate={"second": jnp.ones(8)})
+
+
 def biased(fun, params, *args):
     found = couple(fun, params, *args).consumers
     return {path: [bias.path for bias in consumer.biases] for path, consumer in found.items()}
