@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models
-from zoo.case import floats, integers, kernels
+from zoo.case import floats, integers, kernels, randomised
 
-from jaxprune import patterns, strategies, tree
+from jaxprune import patterns, strategies
 from jaxprune.jaxpr.trace import arrays
 from jaxprune.layout import Axes, layout
 
@@ -199,9 +199,7 @@ def test_what_has_no_layout_is_said():
 def test_groups_of_nm_lie_along_the_inputs_of_any_framework():
     fun, params, args = equinox_models.CASES["mlp"].build()
     got = layout(fun, params, *args)
-    params = jax.tree.map(
-        lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape) if tree.is_array(leaf) else leaf, params
-    )
+    params = randomised(params)
     along = got.summed(params)
 
     def fits(path, leaf):
