@@ -187,7 +187,7 @@ def test_means_have_the_structure_of_the_parameters():
     fun, shapes, args = plain.mlp()
     params = randomised(shapes)
     masks = without(params, ("first", 1), ("bias", 0), ("second", 0))
-    with pytest.raises(ValueError, match="The tree `compensate` must have the structure .* nothing at 'bias'"):
+    with pytest.raises(ValueError, match=r"The tree `compensate` must have the structure .* nothing at 'bias'"):
         shrink(fun, params, masks, couple(fun, shapes, *args), compensate={"second": jnp.ones(8)})
 
 
