@@ -5,6 +5,8 @@ Comparing floats would not do: a processor may flush denormals to zero, and NaN 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -31,3 +33,18 @@ def keys(values: Float[Array, "..."] | Int[Array, "..."]) -> Int[Array, "..."]:
     magnitude = bits & jnp.array(jnp.iinfo(integer).max, bits.dtype)
     ordered = jnp.where(bits < 0, -magnitude, magnitude)
     return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min, bits.dtype), ordered)
+
+
+def values(keys: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """The floats that have these keys: the inverse of `keys`. What is beyond the largest finite float becomes that.
+
+    Args:
+      keys: int32 or int64.
+      dtype: Of the floats.
+    """
+    integer = _INTEGER[jnp.dtype(dtype).itemsize]
+    largest = lax.bitcast_convert_type(jnp.array(jnp.finfo(dtype).max, dtype), integer).astype(keys.dtype)
+    bounded = jnp.clip(keys, -largest, largest)
+    magnitude = jnp.abs(bounded).astype(integer)
+    positive = lax.bitcast_convert_type(magnitude, dtype)
+    return jnp.where(bounded < 0, -positive, positive)

@@ -100,6 +100,12 @@ def test_select_under_vmap():
         assert np.array_equal(mask, oracle(row, keep))
 
 
+def test_leaves_of_different_dtypes_compete_by_value():
+    scores = {"a": jnp.array([1.0, 3.0], jnp.bfloat16), "b": jnp.array([2.0, 0.5]), "c": jnp.array([4.0], jnp.float16)}
+    masks = jaxprune.select(scores, 3)
+    assert {k: v.tolist() for k, v in masks.items()} == {"a": [False, True], "b": [True, False], "c": [True]}
+
+
 def test_float64_scores_are_told_apart_beyond_float32():
     with jax.enable_x64(True):
         scores = jnp.array([1.0, 1.0 + 1e-12, 1.0 + 2e-12], jnp.float64)
@@ -128,6 +134,14 @@ def test_keys_keep_the_order_of_floats():
         finite = every[~jnp.isnan(every)]
         order = np.argsort(np.asarray(finite.astype(jnp.float32)), kind="stable")
         assert np.all(np.diff(np.asarray(ordering.keys(finite))[order]) >= 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_values_are_the_inverse_of_keys(dtype):
+    values = jnp.array([-3.5, -1e-3, 0.0, 1e-3, 1.0, 1024.0], dtype)
+    assert jnp.array_equal(ordering.values(ordering.keys(values), dtype), values)
+    beyond = ordering.values(jnp.array([jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max]), dtype)
+    assert beyond.tolist() == [float(jnp.finfo(dtype).min), float(jnp.finfo(dtype).max)]
 
 
 def test_counts_of_the_highest_agree_with_the_masks():
