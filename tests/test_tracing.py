@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +109,9 @@ def test_a_dense_leaf_costs_nothing_in_the_step():
 
 
 def test_selection_never_sorts_the_scores():
-    jaxpr = str(jax.make_jaxpr(lambda s: jaxprune.select(s, 1000))(jnp.ones(1_000_000)))
-    sorts = [line for line in jaxpr.splitlines() if " sort[" in line]
-    assert len(sorts) == 1
-    assert "1000000" not in sorts[0]
+    """What is sorted is a sample, or the few probes of a pass."""
+    size = 1_000_000
+    jaxpr = jax.make_jaxpr(lambda s: jaxprune.select(s, 1000))(jnp.ones(size))
+    shapes = re.findall(r"\w+\[([\d,]+)\] = sort\[", str(jaxpr))
+    assert len(shapes) == str(jaxpr).count(" sort[") > 0
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < size // 50
