@@ -6,10 +6,11 @@ from jaxprune import layerwise as layerwise
 from jaxprune import patterns as patterns
 from jaxprune import scores as scores
 from jaxprune import slimming as slimming
+from jaxprune import statistics as statistics
+from jaxprune.calibrate import calibrate as calibrate
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
 from jaxprune.frequency import Spectral as Spectral
-from jaxprune.layout import Axes as Axes
 from jaxprune.layout import Layout as Layout
 from jaxprune.layout import layout as layout
 from jaxprune.macs import Macs as Macs
@@ -56,5 +57,6 @@ from jaxprune.transforms import keep_masked as keep_masked
 from jaxprune.transforms import masked as masked
 from jaxprune.transforms import masks_of as masks_of
 from jaxprune.transforms import straight_through as straight_through
+from jaxprune.typing import Axes as Axes
 
 __version__ = "0.1.0"

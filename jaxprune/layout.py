@@ -7,24 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxprune import tree
-from jaxprune.jaxpr.roles import Use, Uses, uses
+from jaxprune.jaxpr.roles import Use, settled, uses
 from jaxprune.jaxpr.trace import trace
-from jaxprune.typing import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """The axes of one parameter; each is in one of the three.
-
-    Attributes:
-      inputs: Those that products sum over, at least one. The taps of a convolution come before its input channels.
-      outputs: Those that come out.
-      stacked: Those along which separate kernels lie: the layers of a scan, experts.
-    """
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    stacked: tuple[int, ...]
+from jaxprune.typing import Axes, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,30 +74,9 @@ def layout(fun: Callable[..., Any], params: Params, *args: Any) -> Layout:
     axes: dict[str, Axes] = {}
     without: dict[str, str] = {}
     for index, (path, leaf) in enumerate(zip(traced.paths, traced.leaves, strict=True)):
-        result = _settled(found, index, len(leaf.shape))
-        if isinstance(result, Axes):
-            axes[path] = result
+        use = settled(found, index, len(leaf.shape))
+        if isinstance(use, Use):
+            axes[path] = Axes(use.inputs, use.outputs, use.stacked)
         else:
-            without[path] = result
+            without[path] = use
     return Layout(axes, without)
-
-
-def _settled(found: Uses, index: int, rank: int) -> Axes | str:
-    """The axes in which all products agree, or why there are none."""
-    products = found.products.get(index)
-    if not products:
-        return found.otherwise.get(index, "nothing uses it")
-    first = products[0]
-    for other in products[1:]:
-        if _sorted(other) != _sorted(first):
-            return f"it is summed over axes {first.inputs} in one place and {other.inputs} in another"
-    every = sorted(first.inputs + first.outputs + first.stacked)
-    if every != list(range(rank)):
-        return f"its products see axes {every}: parts of one are summed over and put out, or one is summed before"
-    if not first.inputs:
-        return "no product sums over it"
-    return Axes(first.inputs, first.outputs, first.stacked)
-
-
-def _sorted(use: Use) -> tuple[list[int], ...]:
-    return sorted(use.inputs), sorted(use.outputs), sorted(use.stacked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -67,3 +68,18 @@ class Budget(Protocol):
     def __call__(self, scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
         """Keep-counts, in groups of the pattern."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The axes of one parameter; each is in one of the three.
+
+    Attributes:
+      inputs: Those that products sum over, at least one. The taps of a convolution come before its input channels.
+      outputs: Those that come out.
+      stacked: Those along which separate kernels lie: the layers of a scan, experts.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    stacked: tuple[int, ...]

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from jax.extend.core import JaxprEqn
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune.jaxpr.contraction import contraction
 from jaxprune.jaxpr.labels import ELEMENTWISE
+from jaxprune.jaxpr.parts import NOTHING, Axes, Digit, Part, axes_of, dealt_out, united
 from jaxprune.jaxpr.regroup import factors
 from jaxprune.jaxpr.trace import Traced
 from jaxprune.jaxpr.walker import held, opened, scan_counts, shape_of, walk
-
-Axes: TypeAlias = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A leaf inside a value.
-
-    Attributes:
-      axes: The leaf's axes behind each axis of the value: several where a reshape has merged them.
-      stacked: The leaf's axes of which the value holds one position.
-    """
-
-    axes: tuple[Axes, ...]
-    stacked: Axes = ()
-
-    def but(self, axes: Sequence[Axes], stacked: Axes = ()) -> Part:
-        """The same leaf with its axes elsewhere; `stacked` are added."""
-        return Part(tuple(axes), self.stacked + stacked)
-
 
 Value: TypeAlias = dict[int, Part] | None
 """The leaves that a value is made of, by index: none for a constant; or `None` if it depends on the inputs."""
@@ -47,11 +28,13 @@ class Use:
       inputs: Summed over, the taps of a convolution before its channels.
       outputs: What comes out.
       stacked: One product for each position: layers of a scan, experts, the batch of a product.
+      groups: Into how many groups a convolution divides the outputs, each with inputs of its own.
     """
 
     inputs: Axes
     outputs: Axes
     stacked: Axes
+    groups: int = 1
 
 
 @dataclasses.dataclass
@@ -61,10 +44,12 @@ class Uses:
     Attributes:
       products: Leaf index -> its products.
       otherwise: Leaf index -> the first thing that ends its trail.
+      arrays: The operands of the equation at hand, where it is evaluated.
     """
 
     products: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
     otherwise: dict[int, str] = dataclasses.field(default_factory=dict)
+    arrays: Sequence[Any] | None = None
 
     def end(self, reason: str, *values: Value) -> None:
         """Notes that the trail of some leaves ends here."""
@@ -76,14 +61,35 @@ class Uses:
 def uses(traced: Traced) -> Uses:
     """Follows every leaf of a traced function to its products."""
     jaxpr, constants = opened(traced.jaxpr)
-    leaves: list[Value] = [
-        {i: Part(tuple((a,) for a in range(len(shape_of(variable)))))}
-        for i, variable in enumerate(jaxpr.invars[: len(traced.leaves)])
-    ]
+    leaves = [whole(i, shape_of(variable)) for i, variable in enumerate(jaxpr.invars[: len(traced.leaves)])]
     found = Uses()
     inputs: list[Value] = [None] * (len(jaxpr.invars) - len(leaves))
     found.end("the function returns it", *_walk(found, jaxpr, constants, [*leaves, *inputs]))
     return found
+
+
+def settled(found: Uses, index: int, rank: int) -> Use | str:
+    """The use in which all products with a leaf agree, or why there is none, in words."""
+    products = found.products.get(index)
+    if not products:
+        return found.otherwise.get(index, "nothing uses it")
+    first = products[0]
+    for other in products[1:]:
+        if _unordered(other) != _unordered(first):
+            return f"it is summed over axes {first.inputs} in one place and {other.inputs} in another"
+    every = sorted(first.inputs + first.outputs + first.stacked)
+    if every != list(range(rank)):
+        return f"its products see axes {every}: parts of one are summed over and put out, or one is summed before"
+    return first if first.inputs else "no product sums over it"
+
+
+def _unordered(use: Use) -> tuple[frozenset[int], ...]:
+    return frozenset(use.inputs), frozenset(use.outputs), frozenset(use.stacked)
+
+
+def whole(index: int, shape: Sequence[int]) -> Value:
+    """A leaf as it is given."""
+    return {index: Part(tuple((Digit(axis, size),) for axis, size in enumerate(shape)))}
 
 
 def _walk(found: Uses, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -91,18 +97,25 @@ def _walk(found: Uses, jaxpr: Any, constants: Sequence[Any], arguments: Sequence
 
 
 def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[Value]]:
-    return RULES.get(eqn.primitive.name, _other)
+    return RULES.get(eqn.primitive.name, other)
 
 
-def _other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+def other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Calls are looked into; any other primitive ends the trail."""
-    if any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
-        jaxpr, constants = opened(held(eqn))
-        if len(jaxpr.invars) == len(operands):
-            return _walk(found, jaxpr, constants, operands)
+    called = callee(eqn)
+    if called is not None:
+        return _walk(found, *called, operands)
     found.end(f"'{eqn.primitive.name}' takes it", *operands)
     constant = all(operand == {} for operand in operands)
     return [{} if constant else None for _ in eqn.outvars]
+
+
+def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
+    """The jaxpr of a plain call and its constants, if the equation is one."""
+    if not any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
+        return None
+    jaxpr, constants = opened(held(eqn))
+    return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
 
 
 def _in_place(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -121,89 +134,158 @@ def _united(values: Sequence[Value], rank: int) -> Value:
     parts: dict[int, Part] = {}
     for value in values:
         for index, part in (value or {}).items():
-            nothing = Part(((),) * rank)
-            other, axes = parts.get(index, nothing), part.axes or nothing.axes  # a scalar has no axes of its own
-            united = tuple(_union(a, b) for a, b in zip(other.axes, axes, strict=True))
-            parts[index] = Part(united, _union(other.stacked, part.stacked))
+            ranked = part if part.axes else part.but(((),) * rank)  # a scalar has no axes of its own
+            parts[index] = united(parts[index], ranked) if index in parts else ranked
     return parts
 
 
-def _union(first: Axes, second: Axes) -> Axes:
-    return tuple(dict.fromkeys(first + second))
+def _concatenated(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    axis, total, before = eqn.params["dimension"], shape_of(eqn.outvars[0])[eqn.params["dimension"]], 0
+    joined: list[Value] = []
+    for operand, variable in zip(operands, eqn.invars, strict=True):
+        size = shape_of(variable)[axis]
+        after = total - before - size
+        joined.append(_each(operand, lambda p, n=size, b=before, a=after: p.joined(axis, n, b, a) if a or b else p))
+        before += size
+    return _in_place(found, eqn, *joined)
 
 
-def _moved(move: Callable[[JaxprEqn, Part], Part]) -> Callable[..., Sequence[Value]]:
+def _padded(found: Uses, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
+    def padded(part: Part) -> Part:
+        for axis, (low, high, inner) in enumerate(eqn.params["padding_config"]):
+            if (low, high, inner) != (0, 0, 0):
+                size = shape_of(eqn.invars[0])[axis]
+                part = part.joined(axis, size, low, high) if inner == 0 else part.unclear("'pad' spaces it out")
+        return part
+
+    return _in_place(found, eqn, _each(operand, padded), fill)
+
+
+def _each(value: Value, move: Callable[[Part], Part | None]) -> Value:
+    """The value with each of its leaves moved, less those of which nothing is left."""
+    moved = {index: move(part) for index, part in (value or {}).items()}
+    return None if value is None else {index: part for index, part in moved.items() if part is not None}
+
+
+def _moved(move: Callable[[JaxprEqn, Part], Part | None]) -> Callable[..., Sequence[Value]]:
     """A rule that moves the axes of each leaf in the first operand; the others say only where."""
 
     def rule(found: Uses, eqn: JaxprEqn, operand: Value, *others: Value) -> list[Value]:
         found.end(f"'{eqn.primitive.name}' takes it", *others)
-        moved = None if operand is None else {index: move(eqn, part) for index, part in operand.items()}
-        return [moved] * len(eqn.outvars)
+        return [_each(operand, lambda part: move(eqn, part))] * len(eqn.outvars)
 
     return rule
 
 
 def _transposed(eqn: JaxprEqn, part: Part) -> Part:
-    return part.but([part.axes[a] for a in eqn.params["permutation"]])
+    return part.but(part.axes[a] for a in eqn.params["permutation"])
 
 
-def _squeezed(eqn: JaxprEqn, part: Part) -> Part:
-    gone = [a % len(part.axes) for a in eqn.params["dimensions"]]
-    left = [axes for a, axes in enumerate(part.axes) if a not in gone]
-    return part.but(left, tuple(a for g in gone for a in part.axes[g]))
+def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
+    return _dropped(part, [a % len(part.axes) for a in eqn.params["dimensions"]])
+
+
+def _dropped(part: Part | None, gone: Sequence[int]) -> Part | None:
+    """Without some axes of the value, of each of which one position is left."""
+    left = [digits for a, digits in enumerate(part.axes) if a not in gone] if part else []
+    return part and part.but(left, [digit for a in gone for digit in part.axes[a]])
 
 
 def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
-    axes: list[Axes] = [()] * len(shape_of(eqn.outvars[0]))
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    axes: list[tuple[Digit, ...]] = [()] * len(after)
+    unplaced = part.unplaced
     for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
         axes[out] = part.axes[axis]
-    return part.but(axes)
+        if axes[out] and before[axis] != after[out]:
+            unplaced = unplaced or "an axis of one is stretched"
+    return dataclasses.replace(part, axes=tuple(axes), unplaced=unplaced)
 
 
 def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     if 0 in before:
         return part.but([()] * len(after))
-    axes: list[Axes] = [()] * len(after)
-    dropped: Axes = ()
+    axes: list[tuple[Digit, ...]] = [()] * len(after)
+    dropped: tuple[Digit, ...] = ()
+    unplaced = part.unplaced
     for left, right in factors(before, after):
-        merged = tuple(a for axis in left for a in part.axes[axis])
+        merged = tuple(digit for axis in left for digit in part.axes[axis])
         if not right:
             dropped += merged
-        for axis in right:
-            # Of an axis of one that a reshape puts beside another, nothing is known to come from the leaf.
-            axes[axis] = merged if after[axis] > 1 or math.prod(after[a] for a in right) == 1 else ()
-    return part.but(axes, dropped)
+        elif left:
+            dealt = dealt_out(
+                [part.axes[axis] or (Digit(NOTHING, before[axis]),) for axis in left], [after[a] for a in right]
+            )
+            if dealt is None:
+                unplaced = unplaced or "a reshape cuts across its axes"
+            for axis, digits in zip(right, dealt or [merged] * len(right), strict=True):
+                axes[axis] = tuple(digit for digit in digits if digit.axis != NOTHING or not digit.alone)
+    return dataclasses.replace(part.but(axes, dropped), unplaced=unplaced)
 
 
-def _unmoved(_: JaxprEqn, part: Part) -> Part:
-    return part
+def _reversed(eqn: JaxprEqn, part: Part) -> Part | None:
+    shape = shape_of(eqn.invars[0])
+    return _cut(part, [(axis, shape[axis] - 1, shape[axis], -1) for axis in eqn.params["dimensions"]])
+
+
+def _sliced(eqn: JaxprEqn, part: Part) -> Part | None:
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    starts, strides = eqn.params["start_indices"], eqn.params["strides"] or (1,) * len(before)
+    return _cut(part, [(a, starts[a], after[a], strides[a]) for a in range(len(before)) if before[a] != after[a]])
+
+
+def _dynamically_sliced(found: Uses, eqn: JaxprEqn, operand: Value, *where: Value) -> list[Value]:
+    found.end("it says where 'dynamic_slice' reads", *where)
+    if operand is None:
+        return [None]
+    axes = [a for a, n in enumerate(shape_of(eqn.invars[0])) if n != eqn.params["slice_sizes"][a]]
+    starts = found.arrays[1:] if found.arrays else (_SOMEWHERE,) * len(eqn.invars)
+    cuts = [(axis, starts[axis], eqn.params["slice_sizes"][axis], 1) for axis in axes]
+    return [_each(operand, lambda part: _cut(part, cuts))]
+
+
+_SOMEWHERE = np.int32(0)  # where an evaluation would know the number
+
+
+def _cut(part: Part, cuts: Sequence[tuple[int, Any, int, int]]) -> Part | None:
+    """Cuts axes, each from a start on to a size with a step."""
+    left: Part | None = part
+    for cut in cuts:
+        left = left and left.at(*cut)
+    return left
+
+
+def _split(found: Uses, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    if operand is None:
+        return [None] * len(eqn.outvars)
+    axis, start = eqn.params["axis"], 0
+    outputs: list[Value] = []
+    for size in map(int, eqn.params["sizes"]):
+        outputs.append(_each(operand, lambda part, a=start, n=size: part.at(axis, a, n)))
+        start += size
+    return outputs
 
 
 def _reduced(eqn: JaxprEqn, part: Part) -> Part:
-    return part.but([axes for a, axes in enumerate(part.axes) if a not in eqn.params["axes"]])
+    return part.but(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
 
 
 def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Value]:
     """One position of some axes, as in `stack[i]`; or a table that is looked up."""
     numbers = eqn.params["dimension_numbers"]
     found.end("it says where 'gather' reads", index)
-    whole = all(
+    one = all(
         size == width or axis in numbers.collapsed_slice_dims
         for axis, (size, width) in enumerate(zip(eqn.params["slice_sizes"], shape_of(eqn.invars[0]), strict=True))
     )
-    if operand and whole and len(shape_of(eqn.invars[1])) == 1 and not numbers.operand_batching_dims:
-        gone = numbers.collapsed_slice_dims
-        return [
-            {
-                i: part.but(
-                    [x for a, x in enumerate(part.axes) if a not in gone], sum((part.axes[a] for a in gone), ())
-                )
-                for i, part in operand.items()
-            }
-        ]
-    found.end("it is looked up by index", operand)
-    return [None]
+    if not (operand and one and len(shape_of(eqn.invars[1])) == 1 and not numbers.operand_batching_dims):
+        found.end("it is looked up by index", operand)
+        return [None]
+    gone = numbers.collapsed_slice_dims
+    starts = found.arrays[1] if found.arrays else (_SOMEWHERE,) * len(numbers.start_index_map)
+    cuts = [(axis, starts[place], 1, 1) for place, axis in enumerate(numbers.start_index_map) if axis in gone]
+    return [_each(operand, lambda part: _dropped(_cut(part, cuts), gone))]
 
 
 def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -219,25 +301,28 @@ def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             outputs = [a for a in range(len(part.axes)) if a not in (*inputs, *stacked)]
             found.products.setdefault(index, []).append(
                 Use(
-                    tuple(dict.fromkeys(a for i in inputs for a in part.axes[i])),
-                    tuple(sorted({a for i in outputs for a in part.axes[i]})),
-                    tuple(sorted({*part.stacked, *(a for i in stacked for a in part.axes[i])})),
+                    axes_of(digit for i in inputs for digit in part.axes[i]),
+                    tuple(sorted(axes_of(digit for i in outputs for digit in part.axes[i]))),
+                    tuple(sorted({*part.stacked, *axes_of(digit for i in stacked for digit in part.axes[i])})),
+                    eqn.params.get("feature_group_count", 1),
                 )
             )
     return [{} if all(operand == {} for operand in operands) else None]
 
 
 def _scan(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    fixed, carried = scan_counts(eqn.params)
     jaxpr, constants = opened(eqn.params["jaxpr"])
-    found.end("a 'scan' carries it", *operands[fixed : fixed + carried])
-    slices = [
-        None if value is None else {i: part.but(part.axes[1:], part.axes[0]) for i, part in value.items()}
-        for value in operands[fixed + carried :]
-    ]
-    outputs = _walk(found, jaxpr, constants, [*operands[:fixed], *[None] * carried, *slices])
+    outputs = _walk(found, jaxpr, constants, scanned(found, eqn, operands))
     found.end("a 'scan' puts it out", *outputs)
     return [None] * len(eqn.outvars)
+
+
+def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _SOMEWHERE) -> list[Value]:
+    """What the body of a `scan` is given at a step."""
+    fixed, carried = scan_counts(eqn.params)
+    found.end("a 'scan' carries it", *operands[fixed : fixed + carried])
+    slices = [_each(value, lambda part: _dropped(part.at(0, step, 1), [0])) for value in operands[fixed + carried :]]
+    return [*operands[:fixed], *[None] * carried, *slices]
 
 
 def _while(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -266,8 +351,13 @@ def _cond(found: Uses, eqn: JaxprEqn, index: Value, *operands: Value) -> list[Va
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys((*ELEMENTWISE, "concatenate", "pad"), _in_place),
-    **dict.fromkeys(("slice", "dynamic_slice", "rev", "split"), _moved(_unmoved)),
+    **dict.fromkeys(ELEMENTWISE, _in_place),
+    "concatenate": _concatenated,
+    "pad": _padded,
+    "slice": _moved(_sliced),
+    "dynamic_slice": _dynamically_sliced,
+    "split": _split,
+    "rev": _moved(_reversed),
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _moved(_reduced)),
     "transpose": _moved(_transposed),
     "squeeze": _moved(_squeezed),

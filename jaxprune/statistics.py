@@ -1,0 +1,89 @@
+"""What `calibrate` measures: a value for each parameter, every array of which broadcasts against the parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxprune.typing import Axes
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["mean_square", "count"], meta_fields=["axes"])
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """The size of each input of a kernel.
+
+    Attributes:
+      mean_square: float32, the mean of the input's square; of size 1 along the kernel's output axes. For a grouped
+        convolution, whose groups have inputs of their own, it has an entry for every output.
+      count: int32, over how many samples, of the same shape.
+      axes: Which axes of the kernel are its inputs.
+    """
+
+    mean_square: Any
+    count: Any
+    axes: Axes
+
+    @property
+    def norm(self) -> Float[Array, "..."]:
+        """The L2 norm of each input over all samples."""
+        return jnp.sqrt(self.mean_square * self.count.astype(self.mean_square.dtype))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "variance", "count"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean and variance.
+
+    Attributes:
+      mean: float32.
+      variance: float32, the mean squared deviation.
+      count: int32, over how many samples.
+    """
+
+    mean: Any
+    variance: Any
+    count: Any
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "outputs"], meta_fields=["axes"])
+@dataclasses.dataclass(frozen=True)
+class Variance:
+    """Mean and variance of what a kernel is given and of what it makes of it.
+
+    Attributes:
+      inputs: Of each input; as for `Norm`, of size 1 along the kernel's output axes.
+      outputs: Of each output, before a bias is added; of size 1 along its input axes.
+      axes: Which axes of the kernel are its inputs and outputs.
+    """
+
+    inputs: Moments
+    outputs: Moments
+    axes: Axes
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "count"], meta_fields=["axes"])
+@dataclasses.dataclass(frozen=True)
+class Gram:
+    r"""How the inputs of a kernel go together.
+
+    Attributes:
+      mean: float32 `(stacked..., in, in)`, $X^\top X$ divided by the number of samples; the inputs are in the order of
+        `axes.inputs`, flattened. For a grouped convolution `(stacked..., groups, in, in)`.
+      count: int32 `(stacked...,)` or `(stacked..., groups)`, over how many samples.
+      axes: Which axes of the kernel are its inputs.
+    """
+
+    mean: Any
+    count: Any
+    axes: Axes
+
+    @property
+    def gram(self) -> Float[Array, "*stacked in in"]:
+        r"""$X^\top X$, summed over all samples."""
+        return self.mean * self.count.astype(self.mean.dtype)[..., None, None]
