@@ -2,6 +2,7 @@
 
 from jaxprune import budgets as budgets
 from jaxprune import filters as filters
+from jaxprune import formats as formats
 from jaxprune import layerwise as layerwise
 from jaxprune import patterns as patterns
 from jaxprune import scores as scores
@@ -10,6 +11,7 @@ from jaxprune import statistics as statistics
 from jaxprune.calibrate import calibrate as calibrate
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
+from jaxprune.formats import deploy as deploy
 from jaxprune.frequency import Spectral as Spectral
 from jaxprune.layout import Layout as Layout
 from jaxprune.layout import layout as layout

@@ -97,13 +97,13 @@ def _meet(labeling: Labeling, *values: Value) -> Value:
     return first.but(zero=zero, const=None, leaf=None, summed=())
 
 
-_CALLS = (
+CALLS = (
     "jit pjit closed_call core_call checkpoint remat remat2 custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
     "custom_lin xla_call"
 ).split()
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(_CALLS, call),
+    **dict.fromkeys(CALLS, call),
     "cond": cond,
     "while": while_loop,
     "scan": scan,

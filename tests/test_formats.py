@@ -1,0 +1,167 @@
+"""Stored kernels multiply as the masked ones do, and `deploy` returns the same function."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from jaxprune import formats, patterns
+from jaxprune.formats import candidates, race, timing
+from jaxprune.formats.products import products
+from jaxprune.jaxpr.trace import trace
+
+BLOCKS = [(16, 16), (8, 4), (1, 8), (1, 1)]
+
+
+def kernel_and_mask(density=0.4, shape=(64, 48)):
+    """A mask of blocks of 8 by 4, some strips fuller than others, one empty."""
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal(shape).astype(np.float32)
+    filled = rng.random((shape[0] // 8, shape[1] // 4)) < density
+    filled[:, 2] = False
+    return kernel, np.kron(filled, np.ones((8, 4), bool))
+
+
+def stored(kernel, mask):
+    methods = ("strip by strip", "batched", "pallas")
+    strips = [formats.Strips.of(kernel, mask, block=b, method=m) for b in BLOCKS for m in methods]
+    masked = jnp.asarray(np.where(mask, kernel, 0))
+    return [*strips, formats.Rows.of(kernel, mask), formats.Dense.of(masked), formats.Dense.of(masked, transposed=True)]
+
+
+@pytest.mark.parametrize("batch", [1, 5, 130])
+def test_every_form_multiplies_as_the_masked_kernel(batch):
+    kernel, mask = kernel_and_mask()
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((batch, 64)), jnp.float32)
+    expected = np.asarray(x, np.float64) @ np.where(mask, kernel, 0)
+    for form in stored(kernel, mask):
+        np.testing.assert_array_equal(form.dense(), np.where(mask, kernel, 0), err_msg=str(form))
+        np.testing.assert_allclose(jax.jit(lambda f, x: f.matmul(x))(form, x), expected, atol=1e-4, err_msg=str(form))
+
+
+def test_a_form_takes_less_room_and_another_dtype():
+    kernel, mask = kernel_and_mask(0.1)
+    x = jnp.ones((3, 64), jnp.bfloat16)
+    for form in stored(kernel, mask)[:-2]:
+        short = form.astype(jnp.bfloat16)
+        assert short.dense().dtype == jnp.bfloat16
+        assert short.matmul(x).dtype == jnp.bfloat16
+        assert short.nbytes < form.nbytes
+    assert formats.Strips.of(kernel, mask, block=(8, 4)).nbytes < kernel.nbytes
+    assert formats.Rows.of(kernel, mask).nbytes < kernel.nbytes / 2
+
+
+def test_what_is_pruned_cannot_come_back_as_nan():
+    kernel, mask = kernel_and_mask()
+    kernel[~mask] = np.nan
+    for form in stored(kernel, mask):
+        assert bool(jnp.isfinite(form.matmul(jnp.ones((2, 64)))).all())
+
+
+def test_a_block_has_to_divide():
+    kernel, mask = kernel_and_mask()
+    with pytest.raises(ValueError, match=r"divide the kernel \(64, 48\); got \(5, 4\)"):
+        formats.Strips.of(kernel, mask, block=(5, 4))
+
+
+def test_only_blocks_that_leave_something_out_are_tried():
+    assert candidates.worthwhile(np.ones((128, 128), bool)) == []
+    mask = np.kron(np.tile([[1, 0], [0, 1]], (4, 4)), np.ones((32, 32))).astype(bool)
+    assert candidates.worthwhile(mask)[0] == (32, 32)
+    assert (16, 16) not in candidates.worthwhile(mask)
+
+
+def model(params, x):
+    """Kernels used straight, transposed, cast and called, twice, and one that a loop takes."""
+    x = jax.nn.relu(x @ params["first"])
+    x = jnp.dot(params["outputs first"], x.T).T
+    x = jax.jit(lambda w, x: jax.nn.gelu(x @ w))(params["first"], x)
+    y = x.astype(jnp.bfloat16) @ params["cast"].astype(jnp.bfloat16)
+    x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ params["looped"]), None), x, None, length=2)
+    return {"y": x + y.astype(x.dtype), "table": params["table"][jnp.arange(3)]}
+
+
+@pytest.fixture
+def params():
+    keys = jax.random.split(jax.random.key(0), 5)
+    names = ["first", "outputs first", "cast", "looped", "table"]
+    return {name: jax.random.normal(key, (32, 32)) / 6 for name, key in zip(names, keys, strict=True)}
+
+
+def test_products_are_found_through_transposes_casts_and_calls(params):
+    found = products(trace(model, params, jnp.ones((7, 32))))
+    assert found["first"].summed == 0
+    assert [x.shape for x in found["first"].operands] == [(7, 32), (7, 32)]
+    assert found["outputs first"].summed == 1
+    assert found["cast"].dtypes == (jnp.bfloat16,)
+    assert "loop" in found["looped"]
+    assert "looked up" in found["table"]
+
+
+@pytest.mark.parametrize("sparse_wins", [True, False])
+def test_deploy_computes_the_masked_model(params, sparse_wins, monkeypatch):
+    """With a clock that favours either side, since a real one decides as it likes."""
+
+    def seconds(calls, repeats):
+        first = 1.0 if sparse_wins else 0.1
+        slow = {0: first, 1: first}
+        return np.array(
+            [np.full(repeats, slow.get(i, 0.5) if len(calls) > 2 else 1 - 0.5 * i) for i in range(len(calls))]
+        )
+
+    monkeypatch.setattr(timing, "seconds", seconds)
+    masks = jaxprune.magnitude(params, 0.75, pattern=patterns.Block((16, 16)))
+    fast, fast_params, choices = jaxprune.deploy(model, params, masks, jnp.ones((7, 32)))
+    forms = {choice.path: choice.form for choice in choices.leaves}
+    held = {name for name, leaf in fast_params.items() if isinstance(leaf, formats.Held)}
+    assert held == ({"first", "outputs first", "cast"} if sparse_wins else set())
+    assert all((forms[name] != "dense") == (name in held) for name in params)
+    pruned = jaxprune.apply(params, masks)
+    for batch in (7, 2):
+        x = jax.random.normal(jax.random.key(1), (batch, 32))
+        expected, got = model(pruned, x), jax.jit(fast)(fast_params, x)
+        np.testing.assert_allclose(got["y"], expected["y"], atol=2e-2)
+        np.testing.assert_array_equal(got["table"], expected["table"])
+    assert "loop" in str(choices)
+    assert len(str(choices).splitlines()) == 1 + len(params) + 1
+
+
+def test_the_dense_model_comes_back_where_the_whole_is_no_faster(params, monkeypatch):
+    def seconds(calls, repeats):
+        return np.array([np.full(repeats, 0.5 if i > 1 else 1.0) for i in range(len(calls))])
+
+    monkeypatch.setattr(
+        timing, "seconds", lambda calls, n: seconds(calls, n) * ([[1.0], [1.1]] if len(calls) == 2 else 1)
+    )
+    masks = jaxprune.magnitude(params, 0.75, pattern=patterns.Block((16, 16)))
+    same, same_params, choices = jaxprune.deploy(model, params, masks, jax.ShapeDtypeStruct((7, 32), jnp.float32))
+    assert same is model
+    assert jax.tree.structure(same_params) == jax.tree.structure(params)
+    assert {choice.form for choice in choices.leaves} == {"dense"}
+    assert choices.dense == choices.deployed
+
+
+def test_a_race_is_run_once_for_kernels_of_the_same_form(monkeypatch):
+    kernel, mask = kernel_and_mask(shape=(128, 64))
+    mask[:] = np.kron(np.eye(2), np.ones((64, 32)))
+    runs = []
+    monkeypatch.setattr(timing, "seconds", lambda calls, n: runs.append(len(calls)) or np.ones((len(calls), n)))
+    found = products(trace(lambda w, x: x @ w, jnp.asarray(kernel), jnp.ones((4, 128))))
+    known = race.Known({})
+    for _ in range(2):
+        assert race.fastest(kernel, mask, found[""], known).form is None
+    assert len(known) == 1
+    assert len(runs) == 2  # the rough one and the fine one
+
+
+def test_timings_are_those_of_the_functions():
+    slow = functools.partial(jax.jit(jnp.linalg.inv), jnp.eye(200))
+    quick = functools.partial(jax.jit(lambda x: x + 1), jnp.ones(()))
+    times = timing.seconds([slow, quick], 3)
+    assert times.shape == (2, 3)
+    assert timing.speedup(times, of=1, over=0) > 3
+    assert math.isclose(timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
