@@ -22,7 +22,7 @@ from jaxprune.typing import Kernel, Mask
 
 Method: TypeAlias = Literal["strip by strip", "batched", "pallas"]
 
-_OUTPUTS = 64  # that a step of "strip by strip" computes at least
+_NARROW, _OUTPUTS = 16, 64  # below so many columns, a step of "strip by strip" takes strips of so many outputs together
 
 
 @functools.partial(
@@ -124,7 +124,8 @@ class Strips:
         if self.method == "batched":
             out = jax.vmap(strip)((self.index, self.values))
         else:
-            out = lax.map(strip, (self.index, self.values), batch_size=max(1, _OUTPUTS // self.columns))
+            together = _OUTPUTS // self.columns if self.columns < _NARROW else None
+            out = lax.map(strip, (self.index, self.values), batch_size=together)
         return out.reshape(-1, x.shape[0]).T
 
     def __str__(self) -> str:
