@@ -8,6 +8,7 @@ number in every precision.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxprune import ordering, patterns, selection, tree
-from jaxprune.typing import Count, Counts, Scores, Sparsity
+from jaxprune.typing import Count, Counts, Score, Scores, Sparsity
 
 _MILLION = 10**6
 
@@ -179,9 +180,8 @@ class Cumulative:
             lambda score, p: p.pool(score), scores, _unflatten(scores, patterns.by_leaf(pattern, scores))
         )
         if self.per_leaf:
-            return jax.tree.map(lambda score: _growth_count(score.reshape(-1), self.fraction), pooled)
-        flat = [score.reshape(-1).astype(jnp.float32) for score in jax.tree.leaves(pooled)]
-        return selection.counts_of_highest(pooled, _growth_count(jnp.concatenate(flat), self.fraction))
+            return jax.tree.map(lambda score: _growth_count([score], self.fraction), pooled)
+        return selection.counts_of_highest(pooled, _growth_count(jax.tree.leaves(pooled), self.fraction))
 
 
 def by_path(
@@ -244,14 +244,16 @@ def _rounded(share: Float[Array, " leaf"], sizes: np.ndarray, total: Count) -> I
     return base + jnp.sign(missing) * jnp.clip(jnp.abs(missing) - before, 0, room)
 
 
-def _growth_count(scores: Float[Array, " score"], fraction: float) -> Int[Array, ""]:
+def _growth_count(scores: list[Score], fraction: float) -> Int[Array, ""]:
     """The fewest scores that sum to the fraction: bisects their keys, since a prefix sum would need a sort."""
-    wide = jnp.where(jnp.isnan(scores), jnp.zeros_like(scores), scores).astype(jnp.float32)
-    keys = ordering.keys(wide)
-    wanted = fraction * jnp.sum(wide)
+    wide = [jnp.where(jnp.isnan(score), jnp.zeros_like(score), score).astype(jnp.float32) for score in scores]
+    keys = [ordering.keys(values) for values in wide]
 
-    def above(key: Int[Array, ""]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(keys >= key, wide, jnp.zeros_like(wide)))
+    def above(key: Any) -> Float[Array, ""]:
+        kept = [jnp.where(k >= key, w, jnp.zeros_like(w)) for k, w in zip(keys, wide, strict=True)]
+        return functools.reduce(jnp.add, [jnp.sum(values) for values in kept])
+
+    wanted = fraction * above(jnp.iinfo(jnp.int32).min)
 
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
@@ -261,8 +263,8 @@ def _growth_count(scores: Float[Array, " score"], fraction: float) -> Int[Array,
 
     top = ordering.keys(jnp.array(jnp.inf, jnp.float32))
     low, _ = lax.fori_loop(0, 32, halve, (jnp.zeros_like(top), top + 1))
-    more = jnp.sum(keys > low, dtype=jnp.int32)
+    more = functools.reduce(jnp.add, [jnp.sum(k > low, dtype=jnp.int32) for k in keys])
     value = lax.bitcast_convert_type(low, jnp.float32)
     short = wanted - above(low + 1)
     ties = jnp.where(value > 0, jnp.ceil(short / jnp.where(value > 0, value, jnp.ones_like(value))), 0)
-    return jnp.clip(more + ties.astype(jnp.int32), 0, scores.size)
+    return jnp.clip(more + ties.astype(jnp.int32), 0, sum(score.size for score in scores))

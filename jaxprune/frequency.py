@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int
 
-from jaxprune import tree
+from jaxprune import meshes, tree
 
 Transform: TypeAlias = Literal["dft", "dct"]
 Kernel: TypeAlias = Float[Array, "..."]
@@ -44,7 +44,8 @@ class Spectral:
         """The kernel without the frequencies that are not kept; same shape and dtype."""
         spectrum = analyse(kernel, self.axes, self.transform)
         kept = jnp.where(self.keep, spectrum, jnp.zeros_like(spectrum))
-        return synthesise(kept, kernel.shape, self.axes, self.transform).astype(kernel.dtype)
+        projected = synthesise(kept, kernel.shape, self.axes, self.transform).astype(kernel.dtype)
+        return meshes.like(projected, kernel)
 
     def count(self, shape: tuple[int, ...]) -> Int[Array, ""]:
         """The number of real degrees of freedom that a kernel of this shape keeps."""
@@ -69,7 +70,8 @@ def normalise_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, 
 
 def analyse(kernel: Kernel, axes: tuple[int, ...], transform: Transform) -> Spectrum:
     """The orthonormal coefficients of a kernel, computed in float32 or wider."""
-    wide = kernel.astype(tree.promote(kernel.dtype, jnp.float32))
+    # No transform works across devices: on a mesh the axes are gathered.
+    wide = meshes.whole(kernel, *axes).astype(tree.promote(kernel.dtype, jnp.float32))
     if transform == "dct":
         return jax.scipy.fft.dctn(wide, axes=axes, norm="ortho")
     return jnp.fft.rfftn(wide, axes=axes, norm="ortho")

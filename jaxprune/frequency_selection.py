@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from jaxprune import frequency, selection
+from jaxprune import frequency, meshes, selection
 from jaxprune.typing import Count, Mask
 
 
@@ -59,9 +58,4 @@ def _whole_pairs(first: Mask, second: Mask, ranking: Float[Array, "..."], real: 
 
 def _only(index: Array, shape: tuple[int, ...]) -> Mask:
     """True at one flat index."""
-    flat = jnp.zeros(shape, jnp.int32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        flat = flat + stride * lax.broadcasted_iota(jnp.int32, shape, axis)
-        stride *= shape[axis]
-    return flat == index
+    return meshes.flat_index(shape) == index

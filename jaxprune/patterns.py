@@ -7,14 +7,13 @@ class with them to prune in another shape.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune import ordering, tree
+from jaxprune import meshes, ordering, tree
 from jaxprune.typing import Mask, Params, Score, Sparsity
 
 
@@ -92,21 +91,20 @@ class NM:
         if not -scores.ndim <= axis < scores.ndim or scores.shape[axis] % self.m:
             raise ValueError(f"`NM({self.n}, {self.m})` needs axis {axis} divisible by {self.m}")
         axis = axis % scores.ndim
-        grouped = (*scores.shape[:axis], scores.shape[axis] // self.m, self.m, *scores.shape[axis + 1 :])
-        values = ordering.keys(scores).reshape(grouped)
-        index = lax.broadcasted_iota(jnp.int32, grouped, axis + 1)
+        values = meshes.grouped(ordering.keys(scores), axis, self.m)
+        index = lax.broadcasted_iota(jnp.int32, values.shape, axis + 1)
 
         def beaten_by(j: Any, rank: Any) -> Any:
             rival = lax.dynamic_index_in_dim(values, j, axis + 1)
             return rank + ((rival > values) | ((rival == values) & (j < index))).astype(jnp.int32)
 
-        rank = jnp.zeros(grouped, jnp.int32)
+        rank = jnp.zeros(values.shape, jnp.int32)
         if self.m <= _UNROLLED:
             for j in range(self.m):
                 rank = beaten_by(j, rank)
         else:
             rank = lax.fori_loop(0, self.m, beaten_by, rank)
-        return (rank < self.n).reshape(scores.shape)
+        return meshes.like((rank < self.n).reshape(scores.shape), scores)
 
 
 _UNROLLED = 16  # up to here XLA fuses the comparisons into one pass
@@ -141,10 +139,8 @@ class Block:
             raise ValueError(f"`Block({self.shape})` covers the last two axes of a kernel")
         wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
         (rows, columns), (height, width) = self.shape, scores.shape[-2:]
-        padding = [(0, 0)] * (scores.ndim - 2) + [(0, -height % rows), (0, -width % columns)]
-        tiles = jnp.pad(wide, padding).reshape(
-            *scores.shape[:-2], math.ceil(height / rows), rows, math.ceil(width / columns), columns
-        )
+        tiles = meshes.grouped(_padded(wide, scores.ndim - 1, columns), scores.ndim - 1, columns)
+        tiles = meshes.grouped(_padded(tiles, scores.ndim - 2, rows), scores.ndim - 2, rows)
         down = jnp.minimum(rows, height - rows * jnp.arange(tiles.shape[-4]))
         across = jnp.minimum(columns, width - columns * jnp.arange(tiles.shape[-2]))
         area = (down[:, None] * across[None, :]).astype(wide.dtype)
@@ -155,6 +151,14 @@ class Block:
         rows, columns = self.shape
         full = jnp.repeat(jnp.repeat(kept, rows, axis=-2), columns, axis=-1)
         return full[..., : shape[-2], : shape[-1]]
+
+
+def _padded(array: Any, axis: int, multiple: int) -> Any:
+    """The array with zeros at the end of an axis, up to a multiple."""
+    missing = -array.shape[axis] % multiple
+    if not missing:
+        return array
+    return jnp.pad(meshes.whole(array, axis), [(0, missing if i == axis else 0) for i in range(array.ndim)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxprune import budgets, frequency, frequency_selection, patterns, selection, slimming, tree
+from jaxprune import budgets, frequency, frequency_selection, meshes, patterns, selection, slimming, tree
 from jaxprune import masks as masking
 from jaxprune import scores as scoring
 from jaxprune.coupling import Coupling
@@ -241,7 +241,7 @@ def synflow(
         return prune(None, sparsity)
     density = 1 - jnp.asarray(0.5 if sparsity is None else sparsity, jnp.float32)
     shapes = jax.eval_shape(lambda: prune(None, sparsity))
-    dense = jax.tree.map(lambda mask: jnp.ones(mask.shape, mask.dtype), shapes)
+    dense = jax.tree.map(lambda leaf, mask: None if mask is None else meshes.ones(mask.shape, leaf), params, shapes)
 
     def step(i: Any, masks: Masks) -> Masks:
         return prune(masks, 1 - density ** (i.astype(jnp.float32) / rounds))
@@ -414,7 +414,7 @@ def _axes_of(path: str, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _ranking(leaf: Any, axes: tuple[int, ...], keep: str, transform: frequency.Transform) -> Float[Array, "..."]:
-    energies = frequency.energy(leaf, axes, transform)
+    energies = frequency.energy(meshes.whole(leaf, *range(leaf.ndim)), axes, transform)
     if keep == "energy":
         return energies
     radius = jnp.asarray(frequency.radius(leaf.shape, axes, transform), energies.dtype)

@@ -142,6 +142,18 @@ def test_gradual_refreshes_on_time_and_ends_on_its_sparsity(strategy):
         assert float(jaxprune.sparsity(tree)) == seen[12]
 
 
+@pytest.mark.parametrize("strategy", [jaxprune.magnitude, jaxprune.slim, jaxprune.dft], ids=["single", "slim", "dft"])
+def test_packed_masks_train_alike_in_an_eighth_of_the_room(strategy):
+    optimizers = [jaxprune.gradual(optax.adam(0.05), strategy, cubic(), **LAST, packed=p) for p in (False, True)]
+    (tree, state), (packed_tree, packed_state) = (train(optimizer, 12) for optimizer in optimizers)
+    assert jax.tree.all(jax.tree.map(np.array_equal, tree, packed_tree))
+    masks, packed = jaxprune.masks_of(state), jaxprune.masks_of(packed_state)
+    assert jax.tree.structure(masks) == jax.tree.structure(packed)
+    assert jax.tree.all(jax.tree.map(np.array_equal, masks, packed))
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s.masks)) for s in (state, packed_state)]
+    assert sizes[0] / 8 <= sizes[1] <= sizes[0] / 4  # the small leaves are not multiples of eight
+
+
 def test_gradual_with_a_pattern_that_fixes_the_sparsity():
     strategy = functools.partial(jaxprune.magnitude, pattern=patterns.NM(2, 4))
     tree, _ = train(jaxprune.gradual(optax.adam(0.05), strategy, None, **LAST), 12)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune import meshes, tree
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Scores, Where
 
@@ -32,11 +32,11 @@ def lamp(params: Params, *, where: Where = is_kernel) -> Scores:
         if not where(path, leaf):
             return None
         tree.check_floating(path, leaf)
-        squares = jnp.square(leaf.astype(jnp.float32)).reshape(-1)
+        squares = jnp.square(meshes.whole(leaf, *range(leaf.ndim)).astype(jnp.float32)).reshape(-1)
         order = jnp.argsort(-squares, stable=True)
         descending = squares[order]
         tail = jnp.cumsum(descending)
         ratio = descending / jnp.where(tail > 0, tail, jnp.ones_like(tail))
-        return jnp.zeros_like(squares).at[order].set(ratio).reshape(leaf.shape)
+        return meshes.like(jnp.zeros_like(squares).at[order].set(ratio).reshape(leaf.shape), leaf)
 
     return tree.map_with_path(score, params)

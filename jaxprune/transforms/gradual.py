@@ -23,7 +23,7 @@ class GradualState(NamedTuple):
 
     Attributes:
       step: How many updates were made.
-      masks: In force since the last refresh; they keep everything before the first.
+      masks: In force since the last refresh; they keep everything before the first. `Packed` if so asked.
       inner: The optimizer's own state.
     """
 
@@ -40,6 +40,7 @@ def gradual(
     begin: int = 0,
     end: int,
     every: int = 1,
+    packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes while training: the strategy chooses the masks anew from time to time, inside the jitted step.
 
@@ -57,6 +58,7 @@ def gradual(
       begin: The update of the first refresh.
       end: The update of the last refresh.
       every: Updates between refreshes.
+      packed: Keep the masks in the state at one bit per weight instead of a byte, and unpack them inside each step.
 
     Returns:
       An optax optimizer. Its update needs `params`. `masks_of(state)` are the masks; its state can be checkpointed as
@@ -78,13 +80,14 @@ def gradual(
             f"`gradual` needs 0 <= begin <= end and every >= 1; got begin={begin}, end={end}, every={every}."
         )
     optimizer = optax.with_extra_args_support(optimizer)
+    at_rest = masking.pack if packed else lambda masks: masks
 
     def sparsity_at(step: Any) -> Sparsity | None:
         return jnp.asarray(sparsity(step - begin), jnp.float32) if callable(sparsity) else sparsity
 
     def init_fn(params: Params) -> GradualState:
         shapes = jax.eval_shape(lambda p: inputs.call(strategy, p, p, sparsity_at(jnp.int32(begin))), params)
-        return GradualState(jnp.zeros((), jnp.int32), states.dense(shapes), optimizer.init(params))
+        return GradualState(jnp.zeros((), jnp.int32), at_rest(states.dense(shapes, params)), optimizer.init(params))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
@@ -92,16 +95,17 @@ def gradual(
         params = need(params, "gradual")
 
         def refresh() -> Masks:
-            return inputs.call(strategy, params, updates, sparsity_at(state.step))
+            return at_rest(inputs.call(strategy, params, updates, sparsity_at(state.step)))
 
-        masks = lax.cond(is_refresh(state.step), refresh, lambda: state.masks)
+        resting = lax.cond(is_refresh(state.step), refresh, lambda: state.masks)
+        masks = masking.unpack(resting)
         # At every step, not only at a refresh: XLA fuses it into the optimizer, while a state that passes through
         # `cond` would be copied.
         inner = states.zero_pruned(state.inner, params, masks)
         hidden = masking.apply(updates, masks)
         new_updates, inner = optimizer.update(hidden, inner, params, **extra_args)
         new_updates = constrain(new_updates, params, masks)
-        return new_updates, GradualState(state.step + 1, masks, inner)
+        return new_updates, GradualState(state.step + 1, resting, inner)
 
     def is_refresh(step: Int[Array, ""]) -> Bool[Array, ""]:
         due = ((step - begin) % every == 0) | (step == end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import masks as masking
-from jaxprune import tree
+from jaxprune import meshes, tree
 from jaxprune.frequency import Spectral
 from jaxprune.typing import Masks, Params
 
@@ -38,7 +39,7 @@ def masks_of(opt_state: Any) -> Masks:
         raise ValueError(
             "This optimizer state holds no masks; build the optimizer with `masked`, `keep_masked` or `gradual`."
         )
-    found = [_without_placeholders(holder.masks) for holder in holders]
+    found = [masking.unpack(_without_placeholders(holder.masks)) for holder in holders]
     merged = found[0]
     for other in found[1:]:
         merged = masking.intersection(merged, other)
@@ -102,6 +103,12 @@ def _without_placeholders(masks: Masks) -> Masks:
     )
 
 
-def dense(masks: Masks) -> Masks:
-    """Masks of the same shapes, which may be abstract, that keep everything."""
-    return jax.tree.map(lambda mask: jnp.ones(mask.shape, mask.dtype), masks)
+def dense(masks: Masks, params: Params) -> Masks:
+    """Masks of the same shapes, which may be abstract, that keep everything and lie where the parameters do."""
+
+    def leaf(param: Any, mask: Any) -> Any:
+        if isinstance(mask, Spectral):
+            return dataclasses.replace(mask, keep=jnp.ones(mask.keep.shape, jnp.bool_))
+        return None if mask is None else meshes.ones(mask.shape, param)
+
+    return jax.tree.map(leaf, params, masks)

@@ -1,0 +1,45 @@
+"""How does the time of selection grow with the number of parameters?
+
+Uniform magnitude pruning of float32 leaves of 4 M weights each, from 1 M parameters up, as passes of `sum(|x|)` over
+the same leaves and as nanoseconds per parameter. Linear growth is a flat column.
+"""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune
+from benchmarks import history, timing
+
+_LEAF = 4_000_000
+
+
+def leaves(size: int) -> list[jax.Array]:
+    """Gaussian leaves with `size` weights in all."""
+    keys = jax.random.split(jax.random.key(0), -(-size // _LEAF))
+    return [jax.random.normal(key, (min(_LEAF, size) // 1000, 1000)) for key in keys]
+
+
+def main(argv: list[str]) -> None:
+    """Times selection at every size."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scaling", description=__doc__)
+    parser.add_argument("--largest", type=int, default=200_000_000)
+    parser.add_argument("--repeats", type=int, default=11)
+    options = parser.parse_args(argv)
+    print(f"{history.device()}; leaves of {_LEAF:,} float32 weights\n")
+    print(f"{'parameters':>14}{'ms':>10}{'ns each':>10}{'passes':>8}")
+    read = jax.jit(lambda tree: sum(jnp.sum(jnp.abs(leaf)) for leaf in tree))
+    prune = jax.jit(functools.partial(jaxprune.magnitude, sparsity=0.9))
+    figures: dict[str, float] = {}
+    for size in (n for n in (1_000_000, 4_000_000, 20_000_000, 100_000_000, 200_000_000) if n <= options.largest):
+        tree = leaves(size)
+        calls = {"read": functools.partial(read, tree), "prune": functools.partial(prune, tree)}
+        times = timing.interleaved(calls, options.repeats)
+        milliseconds = 1e3 * float(np.median(times["prune"]))
+        each, passes = 1e6 * milliseconds / size, timing.ratio(times, "prune", "read")
+        figures |= {f"{size:,}, passes": passes, f"{size:,}, ns each": each}
+        print(f"{size:14,}{milliseconds:10.1f}{each:10.2f}{passes:8.1f}", flush=True)
+    history.append("scaling", figures)

@@ -1,0 +1,88 @@
+"""Arrays that are spread over the devices of a mesh: what their types say of it, and how to ask for a layout.
+
+While a function is traced, an array on a mesh is known by its type. On a mesh with explicit axes the type also says how
+the array is split, and a reshape that would cut through the parts on single devices has to be asked for. With automatic
+axes the partitioner decides after tracing, and the functions here that ask for a layout do nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int
+
+
+def is_spread(array: Any) -> bool:
+    """Whether an array, traced or not, may lie on more than one device as one array."""
+    mesh = jax.typeof(array).sharding.mesh
+    return math.prod(n for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual) > 1
+
+
+def flat_index(shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """The place of each entry in row-major order, int32."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    places = [stride * lax.broadcasted_iota(jnp.int32, shape, axis) for axis, stride in enumerate(strides)]
+    return sum(places, jnp.zeros(shape, jnp.int32))
+
+
+def whole(array: Any, *axes: int) -> Any:
+    """The array, on an explicit mesh gathered along these axes; elsewhere as it is."""
+    sharding = jax.typeof(array).sharding
+    gathered = {axis % array.ndim for axis in axes}
+    spec = [None if axis in gathered else names for axis, names in enumerate(sharding.spec)]
+    return _moved(array, sharding.mesh, spec)
+
+
+def grouped(array: Any, axis: int, size: int) -> Any:
+    """Cuts an axis into groups of `size`: `(..., n / size, size, ...)`.
+
+    On an explicit mesh, an axis whose groups would straddle devices is gathered first.
+
+    Args:
+      array: `size` divides its axis.
+      axis: Not negative.
+      size: Of a group.
+    """
+    mesh, names = jax.typeof(array).sharding.mesh, jax.typeof(array).sharding.spec[axis]
+    parts = math.prod(mesh.shape[name] for name in _names(names))
+    groups = array.shape[axis] // size
+    if groups % parts:
+        array = whole(array, axis)
+    return array.reshape(*array.shape[:axis], groups, size, *array.shape[axis + 1 :])
+
+
+def like(array: Any, other: Any) -> Any:
+    """The array, on an explicit mesh split as `other` is, along the axes in which they have the same size."""
+    sharding = jax.typeof(other).sharding
+    spec = [
+        names if ours == theirs else None
+        for names, ours, theirs in zip(sharding.spec, array.shape, other.shape, strict=True)
+    ]
+    return _moved(array, sharding.mesh, spec)
+
+
+def ones(shape: tuple[int, ...], leaf: Any) -> Bool[Array, "..."]:
+    """A mask that keeps everything and lies where its leaf does, split along the axes that it shares with it."""
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(leaf, Tracer) or not isinstance(sharding, NamedSharding):
+        return like(jnp.ones(shape, jnp.bool_), leaf)
+    names = (*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec)))
+    spec = [name if ours == theirs else None for name, ours, theirs in zip(names, shape, leaf.shape, strict=True)]
+    return jnp.ones(shape, jnp.bool_, device=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def _moved(array: Any, mesh: Any, spec: list[Any]) -> Any:
+    explicit = any(kind == AxisType.Explicit for kind in mesh.axis_types)
+    if not explicit or tuple(spec) == tuple(jax.typeof(array).sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
