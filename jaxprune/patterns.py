@@ -45,9 +45,11 @@ class NM:
       axis: The summed axis. `None` is -2, right for Flax and Haiku, whose kernels are `(..., in, out)`; Equinox and
         torch have `(out, in)` and need -1. A pytree of integers with the structure of the parameters sets it by leaf;
         `layout(...).summed(params)` makes one.
+      group: How many consecutive outputs share one choice of inputs, the best for the mean of their scores. One gather
+        then serves them all, which `jaxprune.deploy` turns into speed on any device; 1 is what sparse hardware takes.
 
     Raises:
-      ValueError: Not 0 <= n <= m, or m < 1.
+      ValueError: Not 0 <= n <= m, or m or group below 1.
 
     References:
       Mishra et al., 2021, "Accelerating Sparse Deep Neural Networks".
@@ -56,10 +58,13 @@ class NM:
     n: int
     m: int
     axis: Any = None
+    group: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.n <= self.m or self.m < 1:
             raise ValueError(f"`NM(n, m)` keeps n of every m and needs 0 <= n <= m, m >= 1; got {self}.")
+        if self.group < 1:
+            raise ValueError(f"`NM(..., group=)` is the number of outputs that share a choice; got {self.group}.")
 
     def __str__(self) -> str:
         return f"NM({self.n}, {self.m})"
@@ -91,6 +96,8 @@ class NM:
         if not -scores.ndim <= axis < scores.ndim or scores.shape[axis] % self.m:
             raise ValueError(f"`NM({self.n}, {self.m})` needs axis {axis} divisible by {self.m}")
         axis = axis % scores.ndim
+        if self.group > 1:
+            return self._shared(scores, axis)
         values = meshes.grouped(ordering.keys(scores), axis, self.m)
         index = lax.broadcasted_iota(jnp.int32, values.shape, axis + 1)
 
@@ -106,6 +113,16 @@ class NM:
             rank = lax.fori_loop(0, self.m, beaten_by, rank)
         return meshes.like((rank < self.n).reshape(scores.shape), scores)
 
+    def _shared(self, scores: Score, axis: int) -> Mask:
+        """One choice for each group of outputs: those along the other of the last two axes."""
+        outputs = scores.ndim - 2 if axis == scores.ndim - 1 else scores.ndim - 1
+        if scores.shape[outputs] % self.group:
+            raise ValueError(f"`NM(..., group={self.group})` needs axis {outputs} divisible by {self.group}")
+        wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
+        means = jnp.mean(meshes.grouped(wide, outputs, self.group), axis=outputs + 1)
+        chosen = dataclasses.replace(self, axis=axis, group=1).choose(means)
+        return meshes.like(jnp.repeat(chosen, self.group, axis=outputs), scores)
+
 
 _UNROLLED = 16  # up to here XLA fuses the comparisons into one pass
 
@@ -118,6 +135,9 @@ class Block:
 
     Attributes:
       shape: Rows and columns of a block. It need not divide the kernel's: edges may be ragged.
+      balanced: Keep as many blocks in every block of columns, to within one, so that none takes longer than the others
+        when `jaxprune.deploy` multiplies with them. Blocks then compete with those above and below them only, and a
+        budget that compares leaves by their scores gives all of them the same sparsity. For kernels `(..., in, out)`.
 
     Raises:
       ValueError: Not two positive sizes.
@@ -127,6 +147,7 @@ class Block:
     """
 
     shape: tuple[int, int]
+    balanced: bool = False
     sparsity: None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +155,10 @@ class Block:
             raise ValueError(f"`Block(shape)` needs two positive sizes, e.g. Block((16, 16)); got {self.shape}.")
 
     def pool(self, scores: Score) -> Score:
-        """The mean score of each block, float32 or wider: `(..., ceil(in / rows), ceil(out / columns))`."""
+        """The mean score of each block, float32 or wider: `(..., ceil(in / rows), ceil(out / columns))`.
+
+        Balanced: minus its rank in its column, as a share of the column, so that the best of all columns come first.
+        """
         if scores.ndim < 2:
             raise ValueError(f"`Block({self.shape})` covers the last two axes of a kernel")
         wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
@@ -144,13 +168,21 @@ class Block:
         down = jnp.minimum(rows, height - rows * jnp.arange(tiles.shape[-4]))
         across = jnp.minimum(columns, width - columns * jnp.arange(tiles.shape[-2]))
         area = (down[:, None] * across[None, :]).astype(wide.dtype)
-        return jnp.sum(tiles, axis=(-3, -1)) / jnp.broadcast_to(area, (*tiles.shape[:-4], *area.shape))
+        means = jnp.sum(tiles, axis=(-3, -1)) / jnp.broadcast_to(area, (*tiles.shape[:-4], *area.shape))
+        return _ranked(means) if self.balanced else means
 
     def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
         """Repeats each decision over its block and cuts the ragged edge: exactly `shape`."""
         rows, columns = self.shape
         full = jnp.repeat(jnp.repeat(kept, rows, axis=-2), columns, axis=-1)
         return full[..., : shape[-2], : shape[-1]]
+
+
+def _ranked(scores: Score) -> Score:
+    """Minus the share of each column's scores that come before each: ties to the lowest index, NaN last."""
+    descending = jnp.argsort(~ordering.keys(meshes.whole(scores, -2)), axis=-2, stable=True)
+    ranks = jnp.argsort(descending, axis=-2)
+    return -(ranks.astype(scores.dtype) / scores.shape[-2])
 
 
 def _padded(array: Any, axis: int, multiple: int) -> Any:

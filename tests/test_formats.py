@@ -165,3 +165,41 @@ def test_timings_are_those_of_the_functions():
     assert times.shape == (2, 3)
     assert timing.speedup(times, of=1, over=0) > 3
     assert math.isclose(timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
+
+
+def test_balanced_blocks_are_equally_many_for_all_outputs_and_the_best_there():
+    kernel = jax.random.normal(jax.random.key(0), (64, 24)) * jnp.linspace(0.1, 9, 24)[None]
+    pattern = patterns.Block((8, 4), balanced=True)
+    mask = jaxprune.magnitude({"kernel": kernel}, 0.75, pattern=pattern)["kernel"]
+    filled = candidates.block_fill(np.asarray(mask), (8, 4))
+    assert filled.sum(0).tolist() == [2] * 6
+    means = np.abs(np.asarray(kernel)).reshape(8, 8, 6, 4).mean((1, 3))
+    assert np.array_equal(filled, means >= np.sort(means, axis=0)[-2])
+    # Ten blocks over six columns: one or two in each.
+    ten = jaxprune.select({"kernel": jnp.abs(kernel)}, {"kernel": 10}, pattern=pattern)["kernel"]
+    assert sorted(candidates.block_fill(np.asarray(ten), (8, 4)).sum(0)) == [1, 1, 2, 2, 2, 2]
+    scattered = candidates.block_fill(
+        np.asarray(jaxprune.magnitude([kernel], 0.75, pattern=patterns.Block((8, 4)))[0]), (8, 4)
+    )
+    assert scattered.sum(0).tolist() != [2] * 6
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+def test_a_group_of_outputs_shares_its_n_of_m(axis):
+    scores = np.random.default_rng(0).random((16, 12)).astype(np.float32)
+    pattern = patterns.NM(2, 4, axis=axis, group=4)
+    given = jnp.asarray(scores if axis == -2 else scores.T)
+    mask = np.asarray(jaxprune.from_scores([given], pattern=pattern)[0])
+    mask = mask if axis == -2 else mask.T
+    means = scores.reshape(4, 4, 3, 4).mean(3)
+    best = means >= np.sort(means, axis=1)[:, 2:3]
+    assert np.array_equal(mask, np.repeat(best.reshape(16, 3), 4, axis=1))
+    stored = formats.Strips.of(np.where(mask, scores, 0), mask, block=(1, 4))
+    assert stored.values.size == scores.size // 2
+
+
+def test_a_group_has_to_divide_the_outputs():
+    with pytest.raises(ValueError, match=r"group=5.*needs axis 1 divisible by 5.*'kernel' has shape \(16, 12\)"):
+        jaxprune.magnitude({"kernel": jnp.ones((16, 12))}, pattern=patterns.NM(2, 4, group=5))
+    with pytest.raises(ValueError, match="got 0"):
+        patterns.NM(2, 4, group=0)
