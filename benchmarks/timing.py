@@ -8,13 +8,19 @@ import jax
 import numpy as np
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 11, inner: int = 1) -> dict[str, np.ndarray]:
+def interleaved(
+    functions: dict[str, Callable[[], Any]],
+    repeats: int = 11,
+    inner: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, np.ndarray]:
     """Times functions in turn, so that whatever else the machine does falls on all of them alike.
 
     Args:
       functions: Each does one unit of work and returns arrays to wait for. Each is called once first, to compile.
       repeats: Timings of each, at least ten.
       inner: Calls per timing, for short functions.
+      clock: What tells the time in seconds; `time.process_time` counts the seconds of all cores, this process's alone.
 
     Returns:
       Seconds per call, one array of `repeats` timings each.
@@ -24,11 +30,11 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 11, inne
         jax.block_until_ready(function())
     for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(inner):
                 result = function()
             jax.block_until_ready(result)
-            times[name].append((time.perf_counter() - start) / inner)
+            times[name].append((clock() - start) / inner)
     return {name: np.array(values) for name, values in times.items()}
 
 

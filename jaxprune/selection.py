@@ -17,10 +17,9 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxprune import ordering, patterns, tree
-from jaxprune.threshold import ROW, Bracket, Problem, count_equal, find
+from jaxprune.counting import first_equal
+from jaxprune.threshold import Bracket, Problem, find
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
-
-_BLOCKS = 32
 
 
 def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured()) -> Masks:
@@ -114,10 +113,12 @@ def _select(scores: tuple[Score, ...], keep: Int[Array, " group"], *, jointly: b
     """Masks of the scores themselves; one group for all leaves or one for each."""
     # Keys of different dtypes do not compare.
     dtype = functools.reduce(tree.promote, [score.dtype for score in scores])
+    pieces = [score.astype(dtype) for score in scores]
     group = [0 if jointly else i for i in range(len(scores))]
-    problem = Problem([score.astype(dtype).reshape(-1) for score in scores], group, keep, dtype)
-    masks = _masks(problem, find(problem))
-    return tuple(mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True))
+    filled = [i for i, piece in enumerate(pieces) if piece.size]
+    problem = Problem([pieces[i] for i in filled], [group[i] for i in filled], keep, dtype)
+    masks = dict(zip(filled, _masks(problem, find(problem)), strict=True))
+    return tuple(masks.get(i, jnp.ones(piece.shape, bool)) for i, piece in enumerate(pieces))
 
 
 def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
@@ -130,7 +131,7 @@ def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     def first() -> list[Int[Array, ""]]:
         left, cuts = missing, list[Array]()
         for piece, g in zip(pieces, group, strict=True):
-            cut, taken = _cut(piece, bracket.low[g], left[g])
+            cut, taken = first_equal(piece.reshape(-1), bracket.low[g], left[g])
             left = left.at[g].add(-taken)
             cuts.append(cut)
         return cuts
@@ -139,31 +140,6 @@ def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     masks = list[Mask]()
     for piece, g, cut in zip(pieces, group, cuts, strict=True):
         keys = ordering.keys(piece)
-        early = lax.iota(jnp.int32, piece.size) < cut
+        early = lax.iota(jnp.int32, piece.size).reshape(piece.shape) < cut
         masks.append((keys >= high[g]) | ((keys == bracket.low[g]) & early))
     return masks
-
-
-def _cut(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The index before which the first `wanted` scores with this key lie, and how many there are, `wanted` at most.
-
-    The ties are counted in each of some blocks; only the block in which the count passes `wanted` is looked into.
-    """
-    if piece.size <= ROW:
-        through = jnp.cumsum((ordering.keys(piece) == key).astype(jnp.int32))
-        return jnp.sum(through <= wanted, dtype=jnp.int32), jnp.minimum(wanted, jnp.max(through, initial=0))
-    size = piece.size // _BLOCKS
-
-    def ties(block: Int[Array, ""]) -> Int[Array, ""]:
-        return count_equal(piece, key, block * size, size)
-
-    through = jnp.cumsum(lax.map(ties, jnp.arange(_BLOCKS, dtype=jnp.int32)))
-    block = jnp.sum(through <= wanted, dtype=jnp.int32)
-    before = jnp.where(block > 0, through[jnp.maximum(block - 1, 0)], 0)
-    start = jnp.minimum(block, _BLOCKS - 1) * size
-    inside, taken_inside = _cut(lax.dynamic_slice(piece, (start,), (size,)), key, wanted - before)
-    rest, taken_rest = _cut(piece[_BLOCKS * size :], key, wanted - through[-1])
-    return (
-        jnp.where(block < _BLOCKS, start + inside, _BLOCKS * size + rest),
-        jnp.where(block < _BLOCKS, before + taken_inside, through[-1] + taken_rest),
-    )

@@ -1,0 +1,154 @@
+"""Counts of an array's keys, each in one reduction that a compiler fuses with whatever computes the array.
+
+Several integers are reduced at once, along short rows of the last axis: of all forms, XLA vectorises this one, on a CPU
+six to eight times faster than the sum of a comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from jaxprune import ordering
+from jaxprune.typing import Score
+
+Keys: TypeAlias = Int[Array, "..."]
+
+_LARGE = 2**23  # from this size on rows are long, below it short: there should be many rows as well
+_LONG, _SHORT = 64, 32
+_BLOCKS = 2**10
+_SMALL = 2**12  # ties among so few are summed up one by one
+
+
+class Tally(NamedTuple):
+    """What one pass over an array finds.
+
+    Attributes:
+      above: How many keys lie at or above each mark.
+      least: The lowest key at or above the third mark; the highest integer if there is none.
+      crowd: Of the keys in the window between the first two marks, the largest number in one row.
+      lifted: The lowest and the highest key of each row in the window: all that there are, where no row has a third.
+        The lowest integer stands for none.
+    """
+
+    above: Int[Array, " mark"]
+    least: Int[Array, ""]
+    crowd: Int[Array, ""]
+    lifted: list[Keys]
+
+
+def tally(piece: Any, marks: Int[Array, " mark"]) -> Tally:
+    """Counts keys at all marks and lifts out those in the window between the first two.
+
+    Args:
+      piece: Scores, or keys.
+      marks: Keys, at least three; the first two in ascending order.
+    """
+    parts = [_tally_rows(rows, marks) for rows in _rows(piece)]
+    return Tally(
+        sum((part.above for part in parts), jnp.zeros_like(marks, jnp.int32)),
+        jnp.min(jnp.stack([part.least for part in parts])),
+        jnp.max(jnp.stack([part.crowd for part in parts])),
+        [lifted for part in parts for lifted in part.lifted],
+    )
+
+
+def no_tally(piece: Any, marks: Int[Array, " mark"]) -> Tally:
+    """The tally of an array that is not looked at."""
+    shapes = jax.eval_shape(tally, piece, marks)
+    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+
+def _tally_rows(rows: Any, marks: Int[Array, " mark"]) -> Tally:
+    limits = jnp.iinfo(marks.dtype)
+    bottom, top = jnp.array(limits.min, marks.dtype), jnp.array(limits.max, marks.dtype)
+    keys = ordering.keys(rows).astype(marks.dtype)
+    above = [keys >= mark for mark in marks]
+    inside = above[0] & ~above[1]
+    *counts, least, lowest, highest = lax.reduce(
+        (
+            *(hit.astype(jnp.int32) for hit in above),
+            jnp.where(above[2], keys, top),
+            jnp.where(inside, keys, top),
+            jnp.where(inside, keys, bottom),
+        ),
+        (*(jnp.int32(0),) * len(above), top, top, bottom),
+        lambda x, y: (*_plus(x[:-3], y[:-3]), *map(jnp.minimum, x[-3:-1], y[-3:-1]), jnp.maximum(x[-1], y[-1])),
+        (rows.ndim - 1,),
+    )
+    number = counts[0] - counts[1]
+    lifted = [jnp.where(number >= 1, lowest, bottom).reshape(-1), jnp.where(number >= 2, highest, bottom).reshape(-1)]
+    return Tally(_sums(counts), jnp.min(least), jnp.max(number), lifted)
+
+
+def count(piece: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
+    """How many keys lie at or above each mark."""
+    total = jnp.zeros_like(marks, jnp.int32)
+    for rows in _rows(piece):
+        keys = ordering.keys(rows).astype(marks.dtype)
+        total += _sums([(keys >= mark).astype(jnp.int32) for mark in marks])
+    return total
+
+
+def first_equal(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Where to cut a vector so that `wanted` scores with this key lie before it.
+
+    The scores are counted in each of many blocks; only the block in which the count passes `wanted` is looked into.
+
+    Returns:
+      The index of the cut, and how many such scores lie before it: fewer than `wanted` where there are no more.
+    """
+    if piece.size <= _SMALL:
+        through = jnp.cumsum((ordering.keys(piece) == key).astype(jnp.int32))
+        return jnp.sum(through <= wanted, dtype=jnp.int32), jnp.minimum(wanted, jnp.max(through, initial=0))
+    size = piece.size // _BLOCKS
+    blocks, rest = piece[: _BLOCKS * size].reshape(_BLOCKS, size), piece[_BLOCKS * size :]
+    keys = ordering.keys(blocks)
+    above = lax.reduce(
+        ((keys >= key).astype(jnp.int32), (keys > key).astype(jnp.int32)), (jnp.int32(0),) * 2, _plus, (1,)
+    )
+    through = jnp.cumsum(above[0] - above[1])
+    block = jnp.sum(through <= wanted, dtype=jnp.int32)
+    before = jnp.where(block > 0, through[jnp.maximum(block - 1, 0)], 0)
+    start = jnp.minimum(block, _BLOCKS - 1) * size
+    inside, taken_inside = first_equal(lax.dynamic_slice(piece, (start,), (size,)), key, wanted - before)
+    beyond, taken_beyond = first_equal(rest, key, wanted - through[-1])
+    return (
+        jnp.where(block < _BLOCKS, start + inside, _BLOCKS * size + beyond),
+        jnp.where(block < _BLOCKS, before + taken_inside, through[-1] + taken_beyond),
+    )
+
+
+def _rows(piece: Any) -> list[Any]:
+    """The array with its last axis cut into rows, and what that leaves over; nothing is copied."""
+    length = _row_length(piece.size)
+    while piece.ndim > 1 and piece.shape[-1] < length:
+        piece = piece.reshape(*piece.shape[:-2], -1)
+    *outer, last = piece.shape
+    width = next((w for w in range(length, 2 * length) if last % w == 0), length)
+    whole = last // width * width
+    parts = [piece[..., :whole].reshape(*outer, -1, width), piece[..., whole:]]
+    return [part for part in parts if part.size]
+
+
+def _row_length(size: int) -> int:
+    return _LONG if size >= _LARGE else _SHORT
+
+
+def liftable(size: int) -> float:
+    """How many keys at random places of an array can be lifted out, with nine chances in ten that no row has three."""
+    return 0.8 * (size / _row_length(size)) ** (2 / 3)
+
+
+def _sums(counts: list[Keys]) -> Int[Array, " count"]:
+    """The sum of each array."""
+    zeros = (jnp.int32(0),) * len(counts)
+    return jnp.stack(lax.reduce(tuple(counts), zeros, _plus, tuple(range(counts[0].ndim))))
+
+
+def _plus(x: tuple[Array, ...], y: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(a + b for a, b in zip(x, y, strict=True))
