@@ -110,22 +110,23 @@ def decoder_shapes(layers: int, width: int, heads: int, groups: int, head_width:
     return {"embedding": leaf(vocabulary, width), "norm": leaf(width), "head": leaf(width, vocabulary), "layers": stack}
 
 
-def decoder(params: Any, tokens: Any, *, head_width: int, scanned: bool) -> Any:
-    """A Llama-like decoder: rotary positions, grouped queries, gated MLP."""
+def decoder(params: Any, tokens: Any, *, head_width: int, scanned: bool, base: float = 500_000.0) -> Any:
+    """A Llama-like decoder: rotary positions, grouped queries, gated MLP; without a head, the embedding is tied."""
     x = params["embedding"][tokens]
+    block = partial(_block, head_width=head_width, base=base)
     if scanned:
-        x, _ = lax.scan(lambda x, leaves: (_block(leaves, x, head_width), None), x, params["layers"])
+        x, _ = lax.scan(lambda x, leaves: (block(leaves, x), None), x, params["layers"])
     else:
         for leaves in params["layers"]:
-            x = _block(leaves, x, head_width)
-    return _rms(x, params["norm"]) @ params["head"]
+            x = block(leaves, x)
+    return _rms(x, params["norm"]) @ (params["head"] if "head" in params else params["embedding"].T)
 
 
-def _block(leaves: Any, x: Any, head_width: int) -> Any:
+def _block(leaves: Any, x: Any, head_width: int, base: float) -> Any:
     batch, time, _ = x.shape
     h = _rms(x, leaves["norm_1"])
     q, k, v = ((h @ leaves[name]).reshape(batch, time, -1, head_width) for name in "qkv")
-    q, k = _rotate(q), _rotate(k)
+    q, k = _rotate(q, base), _rotate(k, base)
     repeats = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(y, repeats, axis=2) for y in (k, v))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(head_width).astype(x.dtype)
@@ -140,9 +141,9 @@ def _rms(x: Any, scale: Any) -> Any:
     return x * lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-5) * scale
 
 
-def _rotate(x: Any) -> Any:
+def _rotate(x: Any, base: float) -> Any:
     half = x.shape[-1] // 2
-    angles = jnp.arange(x.shape[1])[:, None] * 500_000.0 ** (-jnp.arange(half) / half)
+    angles = jnp.arange(x.shape[1])[:, None] * base ** (-jnp.arange(half) / half)
     cos, sin = (f(angles).astype(x.dtype)[None, :, None] for f in (jnp.cos, jnp.sin))
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
