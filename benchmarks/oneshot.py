@@ -43,7 +43,17 @@ def magnitude(params: Any, batches: Any, **asked: Any) -> Any:
     return jaxprune.apply(params, jaxprune.magnitude(params, where=BLOCKS, **asked))
 
 
-METHODS: dict[str, Callable[..., Any]] = {"magnitude": magnitude}
+def sparsegpt(params: Any, batches: Any, **asked: Any) -> Any:
+    """Layer after layer, with what is left adjusted."""
+    return jaxprune.sparsegpt(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
+
+
+def admm(params: Any, batches: Any, **asked: Any) -> Any:
+    """Likewise, by 20 iterations of ADMM."""
+    return jaxprune.admm(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
+
+
+METHODS: dict[str, Callable[..., Any]] = {"magnitude": magnitude, "sparsegpt": sparsegpt, "admm": admm}
 
 
 def main(argv: list[str]) -> None:
@@ -51,6 +61,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks oneshot", description=__doc__)
     parser.add_argument("--cache", type=Path, default=packages.CACHE, help="folder for the model and the texts")
     parser.add_argument("--methods", choices=METHODS, nargs="*", default=tuple(METHODS))
+    parser.add_argument("--patterns", choices=PATTERNS, nargs="*", default=tuple(PATTERNS))
     options = parser.parse_args(argv)
     params, tokenizer = smollm.load(options.cache)
     train, test = texts.wikipedia(options.cache)
@@ -63,9 +74,9 @@ def main(argv: list[str]) -> None:
     figures = {f"dense, {name}": perplexity(params, sequences) for name, sequences in held_out.items()}
     print(f"{'dense':20}" + "".join(f"{value:10.2f}" for value in figures.values()), flush=True)
     for name in options.methods:
-        for wanted, asked in PATTERNS.items():
+        for wanted in options.patterns:
             start, cpu = time.perf_counter(), time.process_time()
-            pruned = jax.block_until_ready(METHODS[name](params, batches, **asked))
+            pruned = jax.block_until_ready(METHODS[name](params, batches, **PATTERNS[wanted]))
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             got = {text: perplexity(pruned, sequences) for text, sequences in held_out.items()}
             row = "".join(f"{value:10.2f}" for value in got.values())

@@ -32,6 +32,8 @@ from jaxprune.metrics import nbytes as nbytes
 from jaxprune.metrics import relative_size_change as relative_size_change
 from jaxprune.metrics import sparsity as sparsity
 from jaxprune.metrics import summary as summary
+from jaxprune.oneshot import admm as admm
+from jaxprune.oneshot import sparsegpt as sparsegpt
 from jaxprune.plan import Plan as Plan
 from jaxprune.report import Evaluation as Evaluation
 from jaxprune.report import Report as Report

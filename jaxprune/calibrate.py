@@ -79,10 +79,10 @@ def calibrate(
     states: Any = None
     for batch in batches:
         args = batch if isinstance(batch, tuple) else (batch,)
-        key = _signature(args)
+        key = signature(args)
         if key not in steps:
             traced = trace(fun, params, *args)
-            found = _picked(traced, where)
+            found = picked(traced, where)
             steps[key] = _step(traced, found, kind)
         if states is None:
             states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in (found or {}).items()}
@@ -99,22 +99,22 @@ def calibrate(
     return tree.map_with_path(result, params)
 
 
-def _signature(args: tuple[Any, ...]) -> Any:
+def signature(args: tuple[Any, ...]) -> Any:
     """What a compiled pass depends on."""
     leaves, structure = jax.tree.flatten(args)
     return structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
 
 
-def _picked(traced: Traced, where: Where) -> dict[int, Use]:
+def picked(traced: Traced, where: Where) -> dict[int, Use]:
     """How each picked leaf is used."""
     found = uses(traced)
-    picked: dict[int, Use] = {}
+    uses_of: dict[int, Use] = {}
     unclear = list[str]()
     for index, (path, leaf) in enumerate(zip(traced.paths, traced.leaves, strict=True)):
         if where(path, leaf):
             use = settled(found, index, leaf.ndim)
             if isinstance(use, Use):
-                picked[index] = use
+                uses_of[index] = use
             else:
                 unclear.append(f"'{path}' ({use})")
     if unclear:
@@ -122,7 +122,7 @@ def _picked(traced: Traced, where: Where) -> dict[int, Use]:
             f"`calibrate` measures what a parameter is multiplied by; there is no such thing for {', '.join(unclear)}. "
             "Leave them out with `where=`."
         )
-    return picked
+    return uses_of
 
 
 def _step(traced: Traced, found: Mapping[int, Use], kind: running.Kind) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ def _empty_norm(shape: Sequence[int], use: Use) -> Mean:
 def _take_norm(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
     seen = product.inputs()
     squares, samples, count = _counted(seen._replace(values=jnp.square(_wide(seen.values))), mask)
-    return _into(state, Mean(_mean(squares, samples, count), count), seen.start, _merge_means)
+    return _into(state, Mean(_mean(squares, samples, count), count), seen.start, merge_means)
 
 
 def _finish_norm(state: Mean, shape: Sequence[int], use: Use) -> Norm:
@@ -98,7 +98,7 @@ def _take_gram(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
     summed, batch = tuple(range(samples)), tuple(range(samples, samples + len(leaf)))
     total = lax.dot_general(rows, rows, ((summed, summed), (batch, batch)), precision=lax.Precision.HIGHEST)
     count = _count(mask, values.shape[:samples], extents)
-    return _into(state, Mean(total / _divisor(count)[..., None, None], count), seen.start, _merge_means)
+    return _into(state, Mean(total / _divisor(count)[..., None, None], count), seen.start, merge_means)
 
 
 def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
@@ -181,7 +181,8 @@ def _into(state: Any, new: Any, start: Sequence[Any], merge: Callable[[Any, Any]
     return jax.tree.map(lambda x, y: lax.dynamic_update_slice(x, y, places(x)), state, merge(old, new))
 
 
-def _merge_means(old: Mean, new: Mean) -> Mean:
+def merge_means(old: Mean, new: Mean) -> Mean:
+    """The mean of both."""
     count, share = _shares(old.number, new.number)
     share = share.reshape(*share.shape, *(1,) * (old.mean.ndim - share.ndim))
     return Mean(old.mean + (new.mean - old.mean) * share, count)

@@ -51,7 +51,7 @@ class Capture:
     def walk(self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Pair]) -> list[Pair]:
         """Evaluates a jaxpr."""
         held = [(constant, {}) for constant in constants]
-        return walk(jaxpr, arguments, lambda _: _visit, self, literal=lambda value: (value, {}), constants=held)
+        return walk(jaxpr, arguments, lambda _: visit, self, literal=lambda value: (value, {}), constants=held)
 
     def inside(
         self, states: dict[int, State], jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Pair]
@@ -88,7 +88,7 @@ def evaluate(
     return [array for array, _ in outputs], capture.states
 
 
-def _visit(capture: Capture, eqn: JaxprEqn, *operands: Pair) -> list[Pair]:
+def visit(capture: Capture, eqn: JaxprEqn, *operands: Pair) -> list[Pair]:
     """Evaluates an equation, and follows the leaves through it by the rules of `roles`."""
     arrays, values = [array for array, _ in operands], [value for _, value in operands]
     name, called = eqn.primitive.name, roles.callee(eqn)

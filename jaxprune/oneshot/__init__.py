@@ -1,0 +1,4 @@
+"""One-shot pruning of a whole model: its kernels one after another, each with what its inputs have become."""
+
+from jaxprune.oneshot.prune import admm as admm
+from jaxprune.oneshot.prune import sparsegpt as sparsegpt

@@ -1,0 +1,236 @@
+"""Changes the kernels of a model one after another, each for the inputs that the changed ones before it give."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune import running, tree
+from jaxprune.calibrate import picked, signature
+from jaxprune.jaxpr.program import Program, Run
+from jaxprune.jaxpr.roles import Use
+from jaxprune.jaxpr.seen import Product, Unclear
+from jaxprune.jaxpr.stages import Look, Unit
+from jaxprune.jaxpr.trace import Traced, arrays, trace
+from jaxprune.oneshot import kernels
+from jaxprune.typing import Gram, Kernel, Mask, Masks, Params, Where
+
+Progress: TypeAlias = Callable[[int, int, str], Any]
+"""Called as `progress(done, total, path)` whenever a leaf, or one layer of a stack, is done."""
+
+
+class Method(NamedTuple):
+    """What to do with a kernel.
+
+    Attributes:
+      prepare: From a Gram matrix, whatever kernels with the same inputs can share.
+      solve: `solve(kernel, prepared, mask, path, place)` returns the new kernel and its mask. `mask` is what `run` was
+        given; `place` says which kernel of a stack this is: an index along each stacked axis of the leaf.
+    """
+
+    prepare: Callable[[Gram], Any]
+    solve: Callable[[Kernel, Any, Mask | None, str, tuple[int, ...]], tuple[Kernel, Mask]]
+
+
+def run(
+    fun: Callable[..., Any],
+    params: Params,
+    batches: Iterable[Any],
+    method: Method,
+    *,
+    where: Where,
+    masks: Masks = None,
+    valid: Callable[..., Any] | None = None,
+    propagate: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Params, Masks]:
+    """Applies a method to every picked kernel, in the order of the program.
+
+    All batches go through the program together, one stage after another: a stage ends where the input of a kernel that
+    has not been changed yet is known. Kernels with the same input share its Gram matrix. Only what the rest of the
+    program needs is kept.
+
+    Args:
+      fun: The model, `fun(params, *args)`.
+      params: Any pytree of arrays.
+      batches: Each a tuple of the arguments of `fun`, or the one argument.
+      method: What to do.
+      where: Picks the leaves.
+      masks: Handed to the method, for each picked leaf an array of its shape.
+      valid: `valid(*args)` says which samples count, as `mask` of `calibrate`.
+      propagate: Whether a kernel sees the outputs of the changed ones before it, or of the given ones.
+      progress: Told of each kernel.
+
+    Returns:
+      The new parameters and their masks, `None` for leaves that were not picked.
+
+    Raises:
+      ValueError: There are no batches, or a picked leaf cannot be treated; the message names its path.
+    """
+    calls = _calls(fun, params, batches, where, valid)
+    work = _Work(method, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
+    stages = calls[0].run.program.stages
+    total = sum(len(stage.units) for stage in stages)
+    given = tuple(work.leaves)
+    for number, stage in enumerate(stages):
+        for call in calls:
+            call.run.advance(number, work.leaves if propagate else given)
+        work.look(number, calls, work.leaves if propagate else given)
+        for unit in stage.units:
+            work.change(unit)
+            if progress is not None:
+                progress(work.done, total, work.paths[unit.leaf])
+    return _filled(params, work.leaves, others=True), _filled(params, work.masks, others=False)
+
+
+class _Call(NamedTuple):
+    """A batch: its run, which samples count, and what its shape was traced to."""
+
+    run: Run
+    valid: Any
+    traced: Traced
+    picked: dict[int, Use]
+
+
+def _calls(
+    fun: Callable[..., Any],
+    params: Params,
+    batches: Iterable[Any],
+    where: Where,
+    valid: Callable[..., Any] | None,
+) -> list[_Call]:
+    programs: dict[Any, tuple[Program, Traced, dict[int, Use]]] = {}
+    calls = list[_Call]()
+    for batch in batches:
+        args = batch if isinstance(batch, tuple) else (batch,)
+        key = signature(args)
+        if key not in programs:
+            traced = trace(fun, params, *args)
+            found = picked(traced, where)
+            programs[key] = Program(traced, found), traced, found
+        program, traced, found = programs[key]
+        counted = None if valid is None else jnp.asarray(valid(*args), bool)
+        calls.append(_Call(Run(program, arrays(args).values()), counted, traced, found))
+    if not calls:
+        raise ValueError("At least one batch is needed; `batches` is empty.")
+    plans = {
+        tuple((stage.units, *(glance.units for glance in stage.looks)) for stage in program.stages)
+        for program, _, _ in programs.values()
+    }
+    if len(plans) > 1:
+        raise ValueError(
+            "Batches of different shapes use the kernels in different orders. Give batches of one shape, or `propagate="
+            "False` for each shape by itself."
+        )
+    return calls
+
+
+@dataclasses.dataclass
+class _Seen:
+    """A Gram matrix on its way: for which leaf's layout, and its running mean."""
+
+    shape: tuple[int, ...]
+    use: Use
+    mean: Any
+
+
+class _Work:
+    """The kernels so far.
+
+    Attributes:
+      leaves: Changed as far as the work has come.
+      masks: By leaf.
+      done: How many units have been changed.
+    """
+
+    def __init__(self, method: Method, paths: Sequence[str], picked: Mapping[int, Use], leaves: list[Any], masks: Any):
+        self.paths, self.leaves, self.done = paths, leaves, 0
+        self.masks: list[Any] = [None] * len(leaves)
+        self._method, self._picked, self._given = method, picked, arrays(masks)
+        self._seen: dict[Unit, list[_Seen]] = {}
+        self._shared: tuple[list[_Seen], list[Any]] = ([], [])
+
+    def look(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any]) -> None:
+        """Sees what the units of a stage are multiplied by, in all batches."""
+        for place, glance in enumerate(calls[0].run.program.stages[number].looks):
+            use = self._picked[glance.look.leaf]
+            mean = running.GRAM.empty(glance.look.shape, use)
+            for call in calls:
+                sources, look, _ = call.run.program.stages[number].looks[place]
+                try:
+                    mean = _take(look, use, mean, call.run.seen(sources, leaves), call.valid)
+                except Unclear as error:
+                    raise ValueError(
+                        f"It cannot be told what multiplies '{self.paths[look.leaf]}': {error}. Leave it out with "
+                        "`where=`."
+                    ) from error
+            seen = _Seen(glance.look.shape, use, mean)
+            for unit in glance.units:
+                self._seen.setdefault(unit, []).append(seen)
+
+    def change(self, unit: Unit) -> None:
+        """Applies the method to the kernels of a unit."""
+        path, use, leaf = self.paths[unit.leaf], self._picked[unit.leaf], jnp.asarray(self.leaves[unit.leaf])
+        starts = _starts(unit, leaf.ndim)
+        given = self._given.get(path)
+        stack = kernels.matrices(kernels.part(leaf, starts, unit.shape), use)
+        masks = None if given is None else kernels.matrices(kernels.part(given, starts, unit.shape), use)
+        results = list[tuple[Kernel, Mask]]()
+        for i, prepared in enumerate(self._prepared(path, self._seen.pop(unit))):
+            place = kernels.place(unit.shape, use, starts, i)
+            results.append(self._method.solve(stack[i], prepared, None if masks is None else masks[i], path, place))
+        if self.masks[unit.leaf] is None:
+            self.masks[unit.leaf] = jnp.ones(leaf.shape, bool)
+            leaf = jnp.copy(leaf)  # the given one stays whole
+        new, kept = (kernels.restored(jnp.stack(column), unit.shape, use) for column in zip(*results, strict=True))
+        self.leaves[unit.leaf] = kernels.replaced(leaf, new, starts)
+        self.masks[unit.leaf] = kernels.replaced(self.masks[unit.leaf], kept, starts)
+        self.done += 1
+
+    def _prepared(self, path: str, seen: list[_Seen]) -> list[Any]:
+        """What the method makes of the Gram matrices; made once for units that have seen the same."""
+        last, prepared = self._shared
+        if [*map(id, last)] != [*map(id, seen)]:
+            mean = functools.reduce(running.merge_means, (one.mean for one in seen))
+            gram = running.GRAM.finish(mean, seen[0].shape, seen[0].use).gram
+            prepared = [_named(path, self._method.prepare, g) for g in gram.reshape(-1, *gram.shape[-2:])]
+            self._shared = seen, prepared
+        return prepared
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _take(look: Look, use: Use, mean: Any, seen: Sequence[Any], valid: Any) -> Any:
+    def record(product: Product, mean: Any) -> Any:
+        return running.GRAM.take(mean, product, use, valid)
+
+    return look.take(mean, seen, record)
+
+
+def _named(path: str, function: Callable[[Any], Any], value: Any) -> Any:
+    """Calls a function, and puts the path before what it says."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = function(value)
+        except ValueError as error:
+            raise ValueError(f"'{path}': {error}") from error
+    for warning in caught:
+        warnings.warn(f"'{path}': {warning.message}", warning.category, stacklevel=6)
+    return result
+
+
+def _starts(unit: Unit, rank: int) -> tuple[int, ...]:
+    starts = {axis: start for axis, start, _ in unit.place}
+    return tuple(starts.get(axis, 0) for axis in range(rank))
+
+
+def _filled(params: Params, values: Sequence[Any], others: bool) -> Any:
+    """The tree with other values in place of its arrays; what is no array stays, or becomes `None`."""
+    rest = iter(values)
+    return jax.tree.map(lambda leaf: next(rest) if tree.is_array(leaf) else (leaf if others else None), params)
