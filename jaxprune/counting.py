@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import ordering
+from jaxprune import meshes, ordering, spread
 from jaxprune.typing import Score
 
 Keys: TypeAlias = Int[Array, "..."]
@@ -87,6 +87,8 @@ def _tally_rows(rows: Any, marks: Int[Array, " mark"]) -> Tally:
 
 def count(piece: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
     """How many keys lie at or above each mark."""
+    if meshes.is_spread(piece):
+        return spread.count(piece, marks)
     total = jnp.zeros_like(marks, jnp.int32)
     for rows in _rows(piece):
         keys = ordering.keys(rows).astype(marks.dtype)
@@ -95,13 +97,16 @@ def count(piece: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
 
 
 def first_equal(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Where to cut a vector so that `wanted` scores with this key lie before it.
+    """Where to cut the flat scores so that `wanted` scores with this key lie before it.
 
     The scores are counted in each of many blocks; only the block in which the count passes `wanted` is looked into.
 
     Returns:
       The index of the cut, and how many such scores lie before it: fewer than `wanted` where there are no more.
     """
+    if meshes.is_spread(piece):
+        return spread.first_equal(piece, key, wanted)
+    piece = piece.reshape(-1)
     if piece.size <= _SMALL:
         through = jnp.cumsum((ordering.keys(piece) == key).astype(jnp.int32))
         return jnp.sum(through <= wanted, dtype=jnp.int32), jnp.minimum(wanted, jnp.max(through, initial=0))

@@ -19,9 +19,13 @@ from jaxtyping import Array, Bool, Int
 
 
 def is_spread(array: Any) -> bool:
-    """Whether an array, traced or not, may lie on more than one device as one array."""
+    """Whether an array, traced or not, may lie on more than one device as one array.
+
+    On a mesh with explicit axes it counts as spread in any case: it cannot be reshaped at will there.
+    """
     mesh = jax.typeof(array).sharding.mesh
-    return math.prod(n for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind != AxisType.Manual) > 1
+    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(kind == AxisType.Explicit or (kind == AxisType.Auto and size > 1) for size, kind in axes)
 
 
 def flat_index(shape: tuple[int, ...]) -> Int[Array, "..."]:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import ordering, patterns, tree
+from jaxprune import meshes, ordering, patterns, tree
 from jaxprune.counting import first_equal
 from jaxprune.threshold import Bracket, Problem, find
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
@@ -64,7 +64,7 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     checked = jnp.stack([_checked_count(*args) for args in zip(names, counts, sizes, strict=True)])
     kept = _select(pooled, checked, jointly=jointly)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
-    return treedef.unflatten(expanded)
+    return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
 
 def counts_of_highest(scores: Scores, total: Any, *, pattern: Any = patterns.Unstructured()) -> Counts:
@@ -131,7 +131,7 @@ def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     def first() -> list[Int[Array, ""]]:
         left, cuts = missing, list[Array]()
         for piece, g in zip(pieces, group, strict=True):
-            cut, taken = first_equal(piece.reshape(-1), bracket.low[g], left[g])
+            cut, taken = first_equal(piece, bracket.low[g], left[g])
             left = left.at[g].add(-taken)
             cuts.append(cut)
         return cuts
@@ -140,6 +140,6 @@ def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     masks = list[Mask]()
     for piece, g, cut in zip(pieces, group, cuts, strict=True):
         keys = ordering.keys(piece)
-        early = lax.iota(jnp.int32, piece.size).reshape(piece.shape) < cut
+        early = meshes.flat_index(piece.shape) < cut
         masks.append((keys >= high[g]) | ((keys == bracket.low[g]) & early))
     return masks

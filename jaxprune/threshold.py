@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune import counting, ordering, tree
+from jaxprune import counting, meshes, ordering, tree
 
 Marks: TypeAlias = Int[Array, "group mark"]
 
@@ -58,6 +58,8 @@ def find(problem: Problem) -> Bracket:
       keys equal to the lower one are ties.
     """
     start = _everything(problem)
+    if any(meshes.is_spread(piece) for piece in problem.pieces):
+        return _searched(start, problem)  # what is sampled or lifted out would travel between devices
     marks = _sampled_marks(problem, start)
     bracket = _between(start, marks, _counts(marks, problem), problem.keep)
 

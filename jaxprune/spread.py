@@ -1,0 +1,55 @@
+"""Counts over arrays that are spread over a mesh: reductions in the array's own shape, so that only counts travel.
+
+Whatever the partitioner makes of a reduction, it is local counts and their sum. Reshaping the array to a vector, taking
+a sample by index or summing prefixes, as `jaxprune.counting` does on one device, would bring the scores themselves to
+every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from jaxprune import meshes, ordering
+
+_WAYS = 8  # marks per pass in the search for an index
+
+
+def count(scores: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
+    """How many scores, or keys, lie at or above each mark: only the counts travel.
+
+    Args:
+      scores: Of any shape.
+      marks: Keys of `jaxprune.ordering`.
+    """
+    keys = ordering.keys(scores).astype(marks.dtype)
+    return jnp.stack([_total(keys >= mark) for mark in marks])
+
+
+def first_equal(scores: Any, key: Int[Array, ""], wanted: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Where to cut the flat indices so that `wanted` scores with this key lie before; see `counting.first_equal`.
+
+    The index is searched for by counting, nine ways at once: a prefix sum would bring the array to one device.
+    """
+    ties, index = ordering.keys(scores) == key, meshes.flat_index(scores.shape)
+    taken = jnp.minimum(wanted, _total(ties))
+
+    def narrow(bracket: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = bracket
+        step = jnp.maximum((high - low) // (_WAYS + 1), 1)
+        marks = jnp.minimum(low + step * jnp.arange(1, _WAYS + 1, dtype=jnp.int32), high)
+        before = jnp.stack([_total(ties & (index < mark)) for mark in marks])
+        low = jnp.max(jnp.where(before < taken, marks, low))
+        return low, jnp.min(jnp.where(before >= taken, marks, high))
+
+    # Before `low` there are fewer than `taken`, before `high` there are as many.
+    start = jnp.int32(-1), jnp.int32(scores.size)
+    _, cut = lax.while_loop(lambda bracket: bracket[0] + 1 < bracket[1], narrow, start)
+    return cut, taken
+
+
+def _total(hits: Bool[Array, "..."]) -> Int[Array, ""]:
+    return jnp.sum(hits, dtype=jnp.int32)

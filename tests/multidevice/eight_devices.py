@@ -1,0 +1,242 @@
+"""Tests that need eight devices; `test_meshes.py` runs them in a process that has as many."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune
+from jaxprune import budgets, patterns
+
+pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
+
+SPECS = {
+    "rows": P("data", None),  # fully sharded data parallel
+    "columns": P(None, "model"),  # tensor parallel
+    "both": P("data", "model"),
+    "bias": P("model"),
+}
+SHAPES = {"rows": (64, 24), "columns": (24, 64), "both": (32, 32)}
+KINDS = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+
+
+@pytest.fixture(params=KINDS)
+def mesh(request):
+    assert jax.device_count() == 8
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(KINDS[request.param],) * 2)
+
+
+def whole(dtype=np.float32):
+    """Few different values, hence ties, and sums that no order of addition can change."""
+    rng = np.random.default_rng(0)
+    tree = {name: rng.integers(-40, 40, shape).astype(dtype) for name, shape in SHAPES.items()}
+    return {**tree, "bias": np.ones(64, dtype)}
+
+
+def spread(tree, mesh):
+    return {name: jax.device_put(leaf, NamedSharding(mesh, SPECS[name])) for name, leaf in tree.items()}
+
+
+def shared_axes(name, mask):
+    """How a mask lies that is split as its parameter, along the axes that are not broadcast."""
+    names = [axis if size > 1 else None for axis, size in zip(SPECS[name], mask.shape, strict=True)]
+    return P(*names)
+
+
+def collectives(compiled):
+    """The number of values in the result of each operation between devices."""
+    pattern = r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
+    found = re.findall(pattern + r"(?:-start)?\(", compiled.as_text())
+    return [
+        sum(math.prod(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"\w+\[([\d,]*)\]", result))
+        for result in found
+    ]
+
+
+def check(strategy, mesh, *, counts_only=True):
+    """The strategy on a mesh: the masks of one device, split as the parameters, by counts alone."""
+    expected = jax.jit(strategy)({name: jnp.asarray(leaf) for name, leaf in whole().items()})
+    tree = spread(whole(), mesh)
+    compiled = jax.jit(strategy).lower(tree).compile()
+    masks = compiled(tree)
+    assert sum(mask is not None for mask in masks.values()) == len(SHAPES)
+    for name, mask in masks.items():
+        if mask is None:
+            continue
+        assert np.array_equal(mask, expected[name]), name
+        assert 0 < np.asarray(mask).sum() < mask.size
+        if counts_only:
+            assert mask.sharding.is_equivalent_to(NamedSharding(mesh, shared_axes(name, mask)), mask.ndim), name
+    moved = collectives(compiled)
+    if counts_only and moved:
+        assert max(moved) <= 64
+
+
+def like(tree):
+    return jax.tree.map(lambda leaf: leaf * 0.5 + 1, tree)
+
+
+def loss(tree):
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def model(tree, x):
+    return x @ tree["rows"] @ tree["columns"] + tree["bias"]
+
+
+COMMON = {
+    "uniform": functools.partial(jaxprune.magnitude, sparsity=0.7),
+    "n:m": functools.partial(jaxprune.magnitude, pattern=patterns.NM(1, 4)),
+    "blocks": functools.partial(jaxprune.magnitude, sparsity=0.5, pattern=patterns.Block((4, 4))),
+}
+OTHERS = {
+    "global": functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.global_),
+    "erk": functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.erk),
+    "cumulative": functools.partial(jaxprune.magnitude, budget=budgets.cumulative(0.8)),
+    "cumulative, jointly": functools.partial(jaxprune.magnitude, budget=budgets.cumulative(0.8, per_leaf=False)),
+    "channels": functools.partial(jaxprune.magnitude, sparsity=0.5, pattern=patterns.Channel()),
+    "slim": functools.partial(jaxprune.slim, sparsity=0.5),
+    "random": lambda tree: jaxprune.random(jax.random.key(0), tree, 0.7),
+    "taylor": lambda tree: jaxprune.taylor(tree, like(tree), 0.7),
+    "snip": lambda tree: jaxprune.snip(tree, like(tree), 0.7),
+    "grasp": lambda tree: jaxprune.grasp(loss, tree, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_a_strategy_on_a_mesh_selects_as_on_one_device_and_moves_counts_only(name, mesh):
+    check(COMMON[name], mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_strategies_do_so_too(name, mesh):
+    check(OTHERS[name], mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [P(("data", "model"), None), P(None, ("model", "data")), P(None, "data", "model")])
+def test_other_layouts(spec, mesh):
+    scores = np.random.default_rng(1).integers(0, 30, (3, 16, 32)[3 - len(spec) :]).astype(np.float32)
+    placed = jax.device_put(scores, NamedSharding(mesh, spec))
+    select = jax.jit(jaxprune.select)
+    mask = select(placed, jnp.int32(100))
+    assert np.array_equal(mask, select(jnp.asarray(scores), jnp.int32(100)))
+    assert mask.sharding.is_equivalent_to(placed.sharding, scores.ndim)
+    assert max(collectives(select.lower(placed, jnp.int32(100)).compile())) <= 64
+
+
+def test_a_mesh_of_one_device():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    kernel = np.arange(64, dtype=np.float32).reshape(8, 8)
+    mask = jaxprune.select(jax.device_put(kernel, NamedSharding(mesh, P("data", None))), 10)
+    assert np.array_equal(mask, kernel >= 54)
+
+
+@pytest.mark.slow
+def test_lamp_ranks_a_leaf_and_so_gathers_it(mesh):
+    check(functools.partial(jaxprune.lamp, sparsity=0.7), mesh, counts_only=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [3, 40])
+def test_groups_that_straddle_devices_are_gathered(size, mesh):
+    """24 rows over four devices are six on each: no group of four lies on one device."""
+    kernel = np.random.default_rng(0).standard_normal((24, size)).astype(np.float32)
+    placed = jax.device_put(kernel, NamedSharding(mesh, P("data", None)))
+    for pattern in (patterns.NM(2, 4), patterns.Block((5, 3))):
+        prune = jax.jit(functools.partial(jaxprune.magnitude, pattern=pattern))
+        mask = prune({"kernel": placed})["kernel"]
+        assert np.array_equal(mask, prune({"kernel": jnp.asarray(kernel)})["kernel"])
+        if mesh.axis_types[0] == AxisType.Explicit:
+            assert mask.sharding.is_equivalent_to(placed.sharding, 2)
+
+
+@pytest.mark.slow
+def test_frequencies(mesh):
+    alone = {name: jnp.asarray(leaf) for name, leaf in whole().items()}
+    expected = jaxprune.dft(alone, 0.6)
+    tree = spread(whole(), mesh)
+    masks = jax.jit(lambda tree: jaxprune.dft(tree, 0.6))(tree)
+    pruned, reference = jax.jit(jaxprune.apply)(tree, masks), jaxprune.apply(alone, expected)
+    for name in SHAPES:
+        assert int(masks[name].count(SHAPES[name])) == int(expected[name].count(SHAPES[name]))
+        np.testing.assert_allclose(pruned[name], reference[name], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_synflow_keeps_the_sharding_through_its_rounds(mesh):
+    if mesh.axis_types[0] == AxisType.Explicit:
+        pytest.skip("products of such parameters need their output shardings spelt out by the user's model")
+    x = jnp.ones((1, 64))
+    prune = jax.jit(lambda tree: jaxprune.synflow(model, tree, x, 0.5, rounds=3))
+    masks = prune(spread(whole(), mesh))
+    kept = sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
+    assert kept == sum(math.prod(shape) for shape in SHAPES.values()) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_short_floats(dtype, mesh):
+    tree = {name: jnp.asarray(leaf, dtype) for name, leaf in whole().items()}
+    prune = jax.jit(functools.partial(jaxprune.magnitude, sparsity=0.4, budget=budgets.global_))
+    expected, masks = prune(tree), prune(spread(tree, mesh))
+    assert all(np.array_equal(masks[name], expected[name]) for name in SHAPES)
+
+
+@pytest.mark.slow
+def test_an_extreme_count_or_score(mesh):
+    scores = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 3.0, 3.0] * 8, np.float32).reshape(8, 8)
+    placed = jax.device_put(scores, NamedSharding(mesh, P("data", "model")))
+    select = jax.jit(jaxprune.select)
+    for keep in (0, 1, 7, 8, 9, 20, 40, 63, 64):
+        expected = select(jnp.asarray(scores), jnp.int32(keep))
+        assert int(expected.sum()) == keep
+        assert np.array_equal(select(placed, jnp.int32(keep)), expected)
+
+
+@pytest.mark.slow
+def test_training_on_a_mesh_is_training_on_one_device(mesh):
+    schedule = optax.polynomial_schedule(0.0, 0.8, power=3, transition_steps=4)
+    for optimizer in (
+        jaxprune.gradual(optax.adam(0.1), jaxprune.magnitude, schedule, end=4, every=2),
+        jaxprune.gradual(optax.sgd(1.0), jaxprune.WithGradients(jaxprune.taylor), 0.5, end=1),
+        optax.chain(optax.adam(0.1), jaxprune.keep_masked(jaxprune.magnitude(whole(), 0.5))),
+        jaxprune.masked(optax.sgd(1.0), jaxprune.magnitude(whole(), 0.5)),
+    ):
+        step = jax.jit(functools.partial(one_step, optimizer))
+        alone, together = {name: jnp.asarray(leaf) for name, leaf in whole().items()}, spread(whole(), mesh)
+        states = [optimizer.init(alone), optimizer.init(together)]
+        for _ in range(6):
+            alone, states[0] = step(alone, states[0])
+            together, states[1] = step(together, states[1])
+        for name in SHAPES:
+            assert np.array_equal(jaxprune.masks_of(states[0])[name], jaxprune.masks_of(states[1])[name])
+            assert together[name].sharding.is_equivalent_to(NamedSharding(mesh, SPECS[name]), together[name].ndim)
+        assert jaxprune.sparsity(together) > 0.4
+
+
+def one_step(optimizer, params, state):
+    updates, state = optimizer.update(like(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def test_a_step_of_gradual_pruning_moves_counts_only(mesh):
+    schedule = optax.linear_schedule(0.5, 0.8, 4)
+    optimizer = jaxprune.gradual(optax.adam(0.1), jaxprune.magnitude, schedule, end=4)
+    params = spread(whole(), mesh)
+    state = optimizer.init(params)
+    assert all(state.masks[name].sharding.is_equivalent_to(params[name].sharding, 2) for name in SHAPES)
+    compiled = jax.jit(functools.partial(one_step, optimizer)).lower(params, state).compile()
+    assert max(collectives(compiled)) <= 64
+    params, state = compiled(params, state)
+    for name, shape in SHAPES.items():
+        assert int((params[name] != 0).sum()) == math.prod(shape) // 2
+        assert state.masks[name].sharding.is_equivalent_to(NamedSharding(mesh, SPECS[name]), 2)
