@@ -47,10 +47,13 @@ from jaxprune.strategies import grasp as grasp
 from jaxprune.strategies import lamp as lamp
 from jaxprune.strategies import magnitude as magnitude
 from jaxprune.strategies import random as random
+from jaxprune.strategies import ria as ria
 from jaxprune.strategies import slim as slim
 from jaxprune.strategies import snip as snip
 from jaxprune.strategies import synflow as synflow
 from jaxprune.strategies import taylor as taylor
+from jaxprune.strategies import variance as variance
+from jaxprune.strategies import wanda as wanda
 from jaxprune.transforms import GradualState as GradualState
 from jaxprune.transforms import KeepMaskedState as KeepMaskedState
 from jaxprune.transforms import MaskedState as MaskedState

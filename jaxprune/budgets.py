@@ -141,6 +141,68 @@ def erk(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
     return _unflatten(scores, list(counts))
 
 
+def owl(
+    scores: Scores,
+    sparsity: Sparsity,
+    pattern: Any,
+    *,
+    threshold: float = 5.0,
+    deviation: float = 0.08,
+    layer: Callable[[str], str] | None = None,
+) -> Counts:
+    r"""Outlier-weighted layerwise sparsity: a layer with more outliers keeps more.
+
+    A layer's outliers are its scores above `threshold` times their mean; their share, brought to [0, 1] over all
+    layers, moves the layer's density by up to `2 * deviation`. Close to sparsity 0 and 1 the deviation is narrowed so
+    that no layer is emptied or kept whole.
+
+    Args:
+      scores: Those of `scores.wanda`, for which this was made, or others that are not negative.
+      sparsity: Fraction of all groups to remove.
+      pattern: Defines the groups.
+      threshold: $M$; the paper takes 5 to 7.
+      deviation: $\lambda$; the paper takes 0.08.
+      layer: From a path to the name of its layer, which has one density: the paper's layers are transformer blocks.
+        `None` takes every leaf as a layer.
+
+    Returns:
+      Keep-counts, exactly `keep_count(all groups, sparsity)` in sum.
+
+    Example:
+      >>> scores = {"even": jnp.ones((8, 8)), "outliers": jnp.ones((8, 8)).at[0, 0].set(99.0)}
+      >>> counts = owl(scores, 0.5, patterns.Unstructured())
+      >>> print(counts["even"], counts["outliers"])
+      27 37
+
+    References:
+      Yin et al., 2024, "Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High
+      Sparsity", sec. 3.2.
+    """
+    members: dict[str, list[int]] = {}
+    for index, path in enumerate(tree.paths(scores)):
+        members.setdefault(path if layer is None else layer(path), []).append(index)
+    leaves, sizes = jax.tree.leaves(scores), np.array(group_sizes(scores, pattern), np.int64)
+    shares = [_outliers([leaves[i] for i in mine], threshold) for mine in members.values()]
+    share = jnp.zeros(len(leaves))
+    for mine, value in zip(members.values(), shares, strict=True):
+        share = share.at[np.array(mine)].set(value)
+    spread = jnp.max(share) - jnp.min(share)
+    level = (share - jnp.min(share)) / jnp.where(spread > 0, spread, 1)
+    mean = jnp.sum(level * jnp.asarray(sizes / max(sizes.sum(), 1), jnp.float32))
+    sparse = jnp.asarray(sparsity, jnp.float32)
+    step = 2 * jnp.minimum(deviation, jnp.minimum(sparse, 1 - sparse) / 2)
+    kept = (1 - sparse + step * (level - mean)) * jnp.asarray(sizes, jnp.float32)
+    return _unflatten(scores, list(_rounded(kept, sizes, keep_count(int(sizes.sum()), sparsity))))
+
+
+def _outliers(scores: list[Any], threshold: float) -> Float[Array, ""]:
+    """The share of scores above a multiple of their mean."""
+    flat = [score.astype(jnp.float32) for score in scores]
+    size = sum(score.size for score in flat)
+    mean = jnp.asarray(sum(jnp.sum(score) for score in flat)) / size
+    return jnp.asarray(sum(jnp.sum((score > threshold * mean).astype(jnp.float32)) for score in flat)) / size
+
+
 def cumulative(fraction: float, *, per_leaf: bool = True) -> Callable[..., Counts]:
     """Keeps the fewest groups whose scores add up to a fraction of the total.
 

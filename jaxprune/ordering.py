@@ -5,11 +5,12 @@ Comparing floats would not do: a processor may flush denormals to zero, and NaN 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
@@ -48,3 +49,49 @@ def values(keys: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
     magnitude = jnp.abs(bounded).astype(integer)
     positive = lax.bitcast_convert_type(magnitude, dtype)
     return jnp.where(bounded < 0, -positive, positive)
+
+
+def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[int, ...]) -> Bool[Array, "..."]:
+    """The highest scores of each of many lines, by bisection in one small loop.
+
+    Args:
+      scores: Any shape.
+      keep: How many stay in each line, from 0 to its length: of size 1 along `axes`.
+      axes: What a line runs along. Ties go to the lowest index along it, NaN last.
+
+    Returns:
+      `True` = among the highest.
+    """
+    order = (*axes, *(a for a in range(scores.ndim) if a not in axes))
+    length = math.prod(scores.shape[a] for a in axes)
+    turned = scores.transpose(order)
+    chosen = _highest(keys(turned.reshape(length, -1)), keep.transpose(order).reshape(1, -1))
+    return chosen.reshape(turned.shape).transpose([order.index(a) for a in range(scores.ndim)])
+
+
+def _highest(keys: Int[Array, "place line"], keep: Int[Array, "1 line"]) -> Bool[Array, "place line"]:
+    limits = jnp.iinfo(keys.dtype)
+
+    def count(chosen: Bool[Array, "place line"]) -> Int[Array, "1 line"]:
+        return jnp.sum(chosen, axis=0, dtype=jnp.int32)[None]
+
+    def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, reached = state  # `reached` lie at or above low: `keep` at least; fewer at or above high
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        above = count(keys >= middle)
+        enough = above >= keep
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle), jnp.where(enough, above, reached)
+
+    def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
+        low, high, reached = state
+        return jnp.any((reached != keep) & (low + 1 < high))
+
+    start = (
+        jnp.full_like(keep, limits.min, dtype=keys.dtype),
+        jnp.full_like(keep, limits.max, dtype=keys.dtype),
+        jnp.full_like(keep, keys.shape[0]),
+    )
+    low, _, reached = lax.while_loop(unfinished, halve, start)
+    ties = keys == low
+    early = jnp.cumsum(ties, axis=0, dtype=jnp.int32) <= keep - count(keys > low)
+    return jnp.where(reached == keep, keys >= low, (keys > low) | (ties & early))

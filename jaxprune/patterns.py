@@ -1,4 +1,4 @@
-"""The shape of what is removed together: single weights, N of every M, blocks, channels.
+"""The shape of what is removed together: single weights, alone or by output, N of every M, blocks, channels.
 
 A pattern is a value with three members, `sparsity`, `pool` and `expand` (see `jaxprune.typing.Pattern`); write your own
 class with them to prune in another shape.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune import meshes, ordering, tree
-from jaxprune.typing import Mask, Params, Score, Sparsity
+from jaxprune.typing import Count, Mask, Params, Score, Sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,56 @@ class NM:
         means = jnp.mean(meshes.grouped(wide, outputs, self.group), axis=outputs + 1)
         chosen = dataclasses.replace(self, axis=axis, group=1).choose(means)
         return meshes.like(jnp.repeat(chosen, self.group, axis=outputs), scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Along:
+    """Single weights, each compared only with those along the same line: every output keeps as many of its inputs.
+
+    Where a leaf's count does not divide evenly, the first lines keep one weight more.
+
+    Attributes:
+      axis: The axis that lines run along. `None` is -2, the inputs of a Flax or Haiku kernel `(..., in, out)`. A pytree
+        with the structure of the parameters sets it by leaf, to an integer or to a tuple of integers: the taps and
+        channels of a convolution are one line.
+
+    References:
+      Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models", which compares weights by
+      output.
+    """
+
+    axis: Any = None
+    sparsity: None = None
+
+    def pool(self, scores: Score) -> Score:
+        """The scores themselves."""
+        return scores
+
+    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+        """The decisions themselves."""
+        del shape
+        return kept
+
+    def highest(self, scores: Score, keep: Count) -> Mask:
+        """The mask: the highest scores of each line, `keep` in all, ties to the lowest index, NaN last.
+
+        Args:
+          scores: Floating.
+          keep: May be traced.
+
+        Raises:
+          ValueError: There is no such axis.
+        """
+        axis = -2 if self.axis is None else self.axis
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        if not all(-scores.ndim <= a < scores.ndim for a in axes):
+            raise ValueError(f"`Along(axis={axis})` needs that axis")
+        axes = tuple(a % scores.ndim for a in axes)
+        lines = [1 if a in axes else n for a, n in enumerate(scores.shape)]
+        each, more = keep // max(math.prod(lines), 1), keep % max(math.prod(lines), 1)
+        index = lax.iota(jnp.int32, math.prod(lines)).reshape(lines)
+        gathered = meshes.whole(scores, *range(scores.ndim))
+        return meshes.like(ordering.highest(gathered, each + (index < more).astype(jnp.int32), axes), scores)
 
 
 _UNROLLED = 16  # up to here XLA fuses the comparisons into one pass
@@ -246,10 +296,10 @@ def by_leaf(pattern: Any, scores: Params) -> list[Any]:
     """The pattern of each leaf of `scores`, in order.
 
     Args:
-      pattern: One pattern, or an `NM` whose `axis` is a pytree.
+      pattern: One pattern, or an `NM` or `Along` whose `axis` is a pytree.
       scores: Decides the structure; `None` leaves have no pattern.
     """
-    if isinstance(pattern, NM) and not isinstance(pattern.axis, int | None):
-        rows, _ = tree.flatten(scores, pattern.axis, names=("axis tree of `NM`",))
+    if isinstance(pattern, NM | Along) and not isinstance(pattern.axis, int | None):
+        rows, _ = tree.flatten(scores, pattern.axis, names=(f"axis tree of `{type(pattern).__name__}`",))
         return [dataclasses.replace(pattern, axis=axis) for _, _, axis in rows]
     return [pattern] * len(jax.tree.leaves(scores))

@@ -69,7 +69,7 @@ def _take_variance(state: tuple[Moments, Moments], product: Product, use: Use, m
 def _take_moments(state: Moments, seen: Seen, mask: Any) -> Moments:
     values, samples, count = _counted(seen._replace(values=_wide(seen.values)), mask)
     mean = _mean(values, samples, count)
-    deviations = jnp.square(_wide(seen.values) - mean)
+    deviations = jnp.square(_wide(seen.values) - jnp.expand_dims(mean, tuple(range(samples))))
     squares, _, _ = _counted(seen._replace(values=deviations), mask)
     return _into(state, Moments(mean, _mean(squares, samples, count), count), seen.start, _merge_moments)
 

@@ -46,6 +46,8 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
       [[ True False]
        [ True False]]
     """
+    if isinstance(pattern, patterns.Along):
+        return _along_lines(scores, keep, pattern)
     jointly = isinstance(keep, int | np.integer) or (tree.is_array(keep) and keep.ndim == 0)
     if jointly:
         rows, treedef = tree.flatten(scores)
@@ -65,6 +67,15 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     kept = _select(pooled, checked, jointly=jointly)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
+
+
+def _along_lines(scores: Scores, keep: Counts, pattern: patterns.Along) -> Masks:
+    rows, treedef = tree.flatten(scores, keep, names=("counts",))
+    masks = [
+        fitting(functools.partial(p.highest, keep=_checked_count(f"'{path}'", count, score.size)), path, score)
+        for p, (path, score, count) in zip(patterns.by_leaf(pattern, scores), rows, strict=True)
+    ]
+    return treedef.unflatten(masks)
 
 
 def counts_of_highest(scores: Scores, total: Any, *, pattern: Any = patterns.Unstructured()) -> Counts:

@@ -8,6 +8,9 @@ from jaxprune.scores.grasp import grasp as grasp
 from jaxprune.scores.lamp import lamp as lamp
 from jaxprune.scores.magnitude import magnitude as magnitude
 from jaxprune.scores.random import random as random
+from jaxprune.scores.ria import ria as ria
 from jaxprune.scores.synflow import synflow as synflow
 from jaxprune.scores.taylor import snip as snip
 from jaxprune.scores.taylor import taylor as taylor
+from jaxprune.scores.variance import variance as variance
+from jaxprune.scores.wanda import wanda as wanda
