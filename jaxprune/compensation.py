@@ -14,6 +14,7 @@ from jaxprune import tree
 from jaxprune.coupling import Coupling, Group
 from jaxprune.jaxpr.biases import Bias, Consumer
 from jaxprune.plan import Plan, host
+from jaxprune.statistics import Variance
 from jaxprune.typing import Params, Statistics
 
 
@@ -23,7 +24,8 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
     Args:
       params: As they were before pruning.
       masked: The parameters under their masks.
-      statistics: For a kernel the mean of each of its inputs, `None` elsewhere.
+      statistics: For a kernel what `calibrate` measured with `statistic="variance"`, or the mean of each of its inputs;
+        `None` elsewhere.
       coupling: From `couple`.
 
     Raises:
@@ -37,14 +39,20 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
             continue
         xp, dtype = np if host(leaf)[1] else jnp, tree.promote(leaf.dtype, jnp.float32)
         lost = xp.asarray(leaf).astype(dtype) - xp.asarray(left).astype(dtype)
-        change = lost * _spread(path, xp.asarray(mean).astype(dtype), leaf.shape, consumer, xp)
+        change = lost * _spread(path, xp.asarray(_means(mean)).astype(dtype), leaf.shape, consumer, xp)
         for bias in consumer.biases:
             leaves[bias.path] = _added(leaves[bias.path], change, bias)
     return structure.unflatten(list(leaves.values()))
 
 
+def _means(statistic: Any) -> Any:
+    return statistic.inputs.mean if isinstance(statistic, Variance) else statistic
+
+
 def _spread(path: str, mean: Any, shape: Sequence[int], consumer: Consumer, xp: Any) -> Any:
     """The mean of the input that each weight multiplies, to be broadcast against the kernel."""
+    if mean.ndim == len(shape) > 1 and all(n in (1, width) for n, width in zip(mean.shape, shape, strict=True)):
+        return mean
     widths = [shape[axis] for axis in consumer.inputs]
     size = consumer.groups * math.prod(widths)
     # Layers of a scan and experts have means of their own, on axes that come first.

@@ -43,11 +43,12 @@ def shrink(
       coupling: From `couple(fun, params, *args)`.
       semantics: "masked": equal to the masked model. "small": means and variances over a pruned axis divide by what is
         left of it, as a model configured to be smaller would.
-      compensate: Of the structure of `params`: for a kernel the mean of each of its inputs over some data, `(in,)` or
-        the shape of its input axes, layers of a scan first; `None` elsewhere. What the masks take from the kernel is
-        then put, on average, into the bias that follows it (or the running mean that is subtracted), and the model no
-        longer equals the masked one. Give `params` as they were before masking. A warning names each group whose mean
-        went nowhere, and why. Convolutions are taken to see the mean beyond the border too, where padding has zeros.
+      compensate: What `calibrate(fun, params, batches, statistic="variance")` measured. What the masks take from a
+        kernel is then put, on average, into the bias that follows it (or the running mean that is subtracted), and the
+        model no longer equals the masked one. Give `params` as they were before masking. A warning names each group
+        whose mean went nowhere, and why. Instead of a statistic a kernel may have the mean of each of its inputs,
+        `(in,)` or the shape of its input axes, layers of a scan first, or `None`; a convolution is then taken to see
+        the mean beyond the border too, where padding has zeros.
 
     Returns:
       `(small_fun, small_params, plan)`.

@@ -10,6 +10,7 @@ from jax import lax
 from zoo import linen, plain
 from zoo.case import compare, floats, kernels, randomised
 
+from jaxprune.calibrate import calibrate
 from jaxprune.coupling import couple
 from jaxprune.shrink import shrink
 
@@ -227,3 +228,28 @@ def test_a_sum_of_products_shares_a_bias_wherever_it_is_added():
 def test_kernels_laid_out_the_other_way_find_theirs(relaxed):
     model = eqx.nn.Linear(3, 5, key=jax.random.key(0))
     assert biased(lambda m, x: jax.vmap(m)(x), model, floats(4, 3)) == {"weight": ["bias"]}
+
+
+def test_measured_means_are_used_as_they_are(relaxed):
+    """A channel that is constant inside the image is replaced exactly only where no padding is seen."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            hidden = nn.relu(nn.Conv(6, (3, 3), name="first")(x))
+            y = nn.relu(nn.Conv(5, (2, 2), padding="VALID", name="second")(hidden))
+            return nn.Dense(3, name="head")(nn.relu(nn.Dense(8, name="third")(y.mean((1, 2)))))
+
+    fun, x = Net().apply, data(4, 6, 6, 2)
+    shapes = jax.eval_shape(Net().init, jax.random.key(0), x)
+    params = randomised(shapes)
+    first, third = params["params"]["first"], params["params"]["third"]
+    first["kernel"] = first["kernel"].at[..., jnp.array([1, 3])].set(0.0)
+    third["kernel"] = third["kernel"].at[:, jnp.array([1, 3])].set(0.0)
+    statistics = calibrate(fun, params, [x[:1], x[1:]], statistic="variance")
+    units = [("first/kernel", 3), ("first/bias", 0), ("second/kernel", 2), ("third/kernel", 1), ("third/bias", 0)]
+    masks = without(params, *((f"params/{path}", axis) for path, axis in (*units, ("head/kernel", 0))))
+    small, small_params, _ = shrink(fun, params, masks, couple(fun, shapes, x), compensate=statistics)
+    assert small_params["params"]["first"]["kernel"].shape == (3, 3, 2, 4)
+    assert small_params["params"]["head"]["kernel"].shape == (6, 3)
+    compare(jax.jit(small)(small_params, x), fun(params, x), 1e-5)

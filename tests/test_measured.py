@@ -100,7 +100,8 @@ def test_variance_removes_whole_outputs(remove):
         expected = np.ones(len(varies), bool)
         expected[order[: len(varies) // 4]] = False
         assert (np.asarray(masks[name]).reshape(-1) == expected).all()
-    assert [mask.shape for mask in masks.values()] == [(1, 12), (16, 1), (1, 2, 4)]
+    shapes = {name: mask.shape for name, mask in masks.items()}
+    assert shapes == {"first": (1, 12), "turned": (16, 1), "heads": (1, 2, 4)}
 
 
 def stack(p, x):
