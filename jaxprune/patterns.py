@@ -7,6 +7,7 @@ class with them to prune in another shape.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax

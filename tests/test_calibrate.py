@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models, plain
 from zoo.case import randomised
 
@@ -131,3 +132,185 @@ def test_dense_kernels_laid_out_either_way_and_with_heads():
         check(fun, params, [x], seen)
         check(jax.jit(jax.checkpoint(fun)), params, [x[:1], x[1:5], x[5:]], seen)
         check(lambda p, x: jax.vmap(fun, (None, 0))(p, x[:, None]), params, [x], seen)
+
+
+def windows(image, taps, strides, dilation, spacing, padding):
+    """What each place of a convolution sees: `(batch * places, taps * channels)`, from a channels-last image."""
+    batch, height, width, channels = image.shape
+    spaced = np.zeros((batch, (height - 1) * spacing[0] + 1, (width - 1) * spacing[1] + 1, channels))
+    spaced[:, :: spacing[0], :: spacing[1]] = image
+    spaced = np.pad(spaced, ((0, 0), *padding, (0, 0)))
+    reach = [(t - 1) * d + 1 for t, d in zip(taps, dilation, strict=True)]
+    places = [range(0, spaced.shape[1 + a] - reach[a] + 1, strides[a]) for a in range(2)]
+    return np.concatenate(
+        [
+            spaced[:, i : i + reach[0] : dilation[0], j : j + reach[1] : dilation[1]].reshape(batch, -1)
+            for i in places[0]
+            for j in places[1]
+        ]
+    )
+
+
+CONVOLUTIONS = {
+    "plain": {},
+    "strided": {"window_strides": (2, 1)},
+    "dilated": {"rhs_dilation": (1, 2), "padding": ((1, 0), (2, 2))},
+    "transposed": {"lhs_dilation": (2, 2), "padding": ((1, 2), (0, 1))},
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")], ids=["flax", "torch"])
+def test_convolutions(kind, layout):
+    options = {"window_strides": (1, 1), "padding": ((0, 0), (0, 0)), **CONVOLUTIONS[kind]}
+    kernel, image = normal(2, 3, 3, 4), normal(3, 6, 5, 3)
+    ours = (kernel, image) if layout[0] == "NHWC" else (kernel.transpose(3, 2, 0, 1), image.transpose(0, 3, 1, 2))
+
+    def fun(p, x):
+        return lax.conv_general_dilated(x, p["conv"], dimension_numbers=layout, **options)
+
+    ones = (1, 1)
+    x = windows(
+        np.asarray(image, np.float64), (2, 3), options["window_strides"], options.get("rhs_dilation", ones),
+        options.get("lhs_dilation", ones), options["padding"],
+    )  # fmt: skip
+    y = x @ np.asarray(kernel, np.float64).reshape(-1, 4)
+    assert len(y) == fun({"conv": ours[0]}, ours[1]).size // 4
+    check(fun, {"conv": ours[0]}, [ours[1][:2], ours[1][2:]], {"conv": (x, y)})
+
+
+@pytest.mark.parametrize(("groups", "outputs"), [(2, 4), (6, 6), (6, 12)], ids=["grouped", "depthwise", "multiplied"])
+def test_groups_of_a_convolution_have_inputs_of_their_own(groups, outputs):
+    def fun(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, p["conv"], (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    params, image = {"conv": normal(2, 2, 6 // groups, outputs)}, normal(3, 4, 5, 6)
+    parts = np.split(np.asarray(image, np.float64), groups, axis=3)
+    x = np.stack([windows(part, (2, 2), (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0))) for part in parts])
+    gram = calibrate(fun, params, [image], statistic="gram")["conv"]
+    np.testing.assert_allclose(gram.gram, np.einsum("gni,gnj->gij", x, x), rtol=1e-5, atol=1e-5)
+    assert gram.count.tolist() == [x.shape[1]] * groups
+    norm = calibrate(fun, params, [image])["conv"].norm
+    expected = np.repeat(np.linalg.norm(x, axis=1), outputs // groups, axis=0)
+    np.testing.assert_allclose(norm.reshape(-1, outputs).T, expected, rtol=1e-5)
+
+
+def softened(x, kernels):
+    """What each of some square layers sees and gives."""
+    seen = []
+    for kernel in kernels:
+        seen.append((x, x @ kernel))
+        x = np.tanh(x @ kernel)
+    return tuple(np.stack(values) for values in zip(*seen, strict=True)), x
+
+
+def test_stacks_have_statistics_of_their_own():
+    """Scanned, scanned as part of a reshaped stack, indexed in a loop, unrolled, last axis first."""
+
+    def layer(x, w):
+        return jnp.tanh(x @ w), None
+
+    def fun(p, x):
+        x, _ = lax.scan(jax.checkpoint(layer), x, p["scanned"])
+        x, _ = lax.scan(lambda x, ws: lax.scan(layer, x, ws), x, p["nested"])
+        x, _ = lax.scan(lambda x, ws: lax.scan(layer, x, ws), x, p["folded"].reshape(2, 2, 4, 4))
+        x = lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ p["looped"][i]), x)
+        for i in range(3):
+            x = jnp.tanh(x @ p["unrolled"][2 - i])
+        x, _ = lax.scan(layer, x, p["backwards"], reverse=True)
+        for w in jnp.split(p["last"], 2, axis=2):
+            x = jnp.tanh(x @ w[..., 0])
+        return x
+
+    shapes = {
+        "scanned": (3, 4, 4), "nested": (2, 2, 4, 4), "folded": (4, 4, 4), "looped": (3, 4, 4), "unrolled": (3, 4, 4),
+        "backwards": (2, 4, 4), "last": (4, 4, 2),
+    }  # fmt: skip
+    params = {name: normal(*shape) for name, shape in shapes.items()}
+    batches = [normal(5, 4), normal(6, 4)]
+    x, seen = np.concatenate([np.asarray(b, np.float64) for b in batches]), {}
+    for name in shapes:
+        kernels = np.asarray(params[name], np.float64)
+        kernels = np.moveaxis(kernels, 2, 0) if name == "last" else kernels.reshape(-1, 4, 4)
+        turned = name in ("unrolled", "backwards")
+        (xs, ys), x = softened(x, kernels[::-1] if turned else kernels)
+        seen[name] = (xs[::-1], ys[::-1]) if turned else (xs, ys)
+    check(fun, params, batches, seen)
+
+
+def test_what_is_used_again_and_again_counts_every_time():
+    """A recurrent kernel, one in a `while`, tied tables, a branch, experts, kernels joined with others."""
+
+    def fun(p, tokens):
+        x = p["table"][tokens]
+        _, h = lax.scan(lambda h, x_t: (jnp.tanh(x_t @ p["in"] + h @ p["again"]),) * 2, x[:, 0] * 0, x.swapaxes(0, 1))
+        h = h[-1]
+        h = lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, jnp.sin(s[1] @ p["while"])), (0, h))[1]
+        h = lax.cond(h[0, 0] > h[1, 0], lambda h: h @ p["yes"], lambda h: h @ p["no"], h)
+        h = jnp.einsum("ebd,edf->ebf", jnp.stack([h, 2 * h]), p["experts"]).sum(0)
+        h = h @ jnp.concatenate([p["more"], p["most"]], axis=1) @ jnp.pad(p["padded"], ((2, 0), (0, 0)))
+        h = h @ jnp.concatenate([p["upper"], p["lower"]], axis=0)
+        return jax.jit(jax.nn.relu)(h) @ p["table"].T
+
+    shapes = {
+        "table": (7, 4), "in": (4, 4), "again": (4, 4), "while": (4, 4), "yes": (4, 4), "no": (4, 4),
+        "experts": (2, 4, 4), "more": (4, 1), "most": (4, 3), "padded": (2, 4), "upper": (3, 4), "lower": (1, 4),
+    }  # fmt: skip
+    params = {name: normal(*shape) for name, shape in shapes.items()}
+    tokens = jnp.asarray(RNG.integers(0, 7, (5, 3)))
+    p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+    x = p["table"][tokens]
+    steps, h = [], np.zeros((5, 4))
+    for t in range(3):
+        steps.append(h)
+        h = np.tanh(x[:, t] @ p["in"] + h @ p["again"])
+    seen = {"in": x.swapaxes(0, 1).reshape(-1, 4), "again": np.concatenate(steps)}
+    looped = np.sin(h @ p["while"])
+    seen["while"] = np.concatenate([h, looped])
+    h = np.sin(looped @ p["while"])
+    branch = "yes" if h[0, 0] > h[1, 0] else "no"
+    seen[branch] = h
+    h = h @ p[branch]
+    seen["experts"] = np.stack([h, 2 * h])
+    h = np.einsum("ebd,edf->bf", seen["experts"], p["experts"])
+    seen["more"] = seen["most"] = h
+    h = np.concatenate([h @ p["more"], h @ p["most"]], 1)
+    seen["padded"] = h[:, 2:]
+    h = seen["padded"] @ p["padded"]
+    seen["upper"], seen["lower"] = h[:, :3], h[:, 3:]
+    seen["table"] = np.maximum(h @ np.concatenate([p["upper"], p["lower"]]), 0)
+    results = {name: (v, v @ (p["table"].T if name == "table" else p[name])) for name, v in seen.items()}
+    for name in ("upper", "lower"):
+        results[name] = (results[name][0], h @ np.concatenate([p["upper"], p["lower"]]))
+    check(fun, params, [tokens], results)
+    other = calibrate(fun, params, [tokens])["no" if branch == "yes" else "yes"]
+    assert int(other.count.max()) == 0
+    assert float(other.norm.max()) == 0.0
+
+
+def test_parts_of_a_kernel_are_put_where_they_belong():
+    def fun(p, x):
+        q, k = jnp.split(p["fused"], [1], axis=1)
+        up, down = p["halves"][:1], p["halves"][1:]
+        return x @ q + (x * 2) @ k, x[:, :1] @ up + x[:, 1:] @ down, x @ p["turned"][::-1, ::-1]
+
+    params, x = {"fused": normal(3, 3), "halves": normal(3, 2), "turned": normal(3, 2)}, normal(5, 3)
+    got = calibrate(fun, params, [x], statistic="variance")
+    wide = np.asarray(x, np.float64)
+    assert got["fused"].inputs.count.reshape(-1).tolist() == [10] * 3
+    assert got["fused"].outputs.count.reshape(-1).tolist() == [5] * 3
+    kernel = np.asarray(params["fused"], np.float64)
+    expected = np.concatenate([wide @ kernel[:, :1], 2 * wide @ kernel[:, 1:]], 1)
+    np.testing.assert_allclose(got["fused"].outputs.variance[0], expected.var(0), rtol=1e-5)
+    np.testing.assert_allclose(got["fused"].inputs.mean[:, 0], 1.5 * wide.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(got["halves"].inputs.mean[:, 0], wide.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(got["turned"].inputs.mean[:, 0], wide.mean(0)[::-1], rtol=1e-5)
+
+
+@pytest.mark.wrong_types
+def test_a_statistic_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"must be 'norm', 'variance' or 'gram'; got 'median'"):
+        calibrate(lambda p, x: x @ p["a"], {"a": normal(2, 2)}, [normal(2, 2)], statistic="median")

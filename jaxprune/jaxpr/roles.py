@@ -152,7 +152,8 @@ def _concatenated(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 def _padded(found: Uses, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
     def padded(part: Part) -> Part:
-        for axis, (low, high, inner) in enumerate(eqn.params["padding_config"]):
+        for axis, config in enumerate(eqn.params["padding_config"]):
+            low, high, inner = map(int, config)
             if (low, high, inner) != (0, 0, 0):
                 size = shape_of(eqn.invars[0])[axis]
                 part = part.joined(axis, size, low, high) if inner == 0 else part.unclear("'pad' spaces it out")
