@@ -81,9 +81,18 @@ def ones(shape: tuple[int, ...], leaf: Any) -> Bool[Array, "..."]:
     return jnp.ones(shape, jnp.bool_, device=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
+def gathered(array: Any) -> NamedSharding | None:
+    """The `out_sharding` of a product that sums over `array`: on an explicit mesh every device gets all of it."""
+    mesh = jax.typeof(array).sharding.mesh
+    return NamedSharding(mesh, PartitionSpec()) if _is_explicit(mesh) else None
+
+
+def _is_explicit(mesh: Any) -> bool:
+    return any(kind == AxisType.Explicit for kind in mesh.axis_types)
+
+
 def _moved(array: Any, mesh: Any, spec: list[Any]) -> Any:
-    explicit = any(kind == AxisType.Explicit for kind in mesh.axis_types)
-    if not explicit or tuple(spec) == tuple(jax.typeof(array).sharding.spec):
+    if not _is_explicit(mesh) or tuple(spec) == tuple(jax.typeof(array).sharding.spec):
         return array
     return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*spec)))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxprune import meshes
 from jaxprune.jaxpr.roles import Use
 from jaxprune.jaxpr.seen import Product, Seen, Unclear
 from jaxprune.statistics import Gram, Moments, Norm, Variance
@@ -96,7 +97,13 @@ def _take_gram(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
     extents = [1 if a in use.inputs else n for a, n in enumerate(leaf)]
     rows = rows.reshape(*values.shape[:samples], *extents, size)
     summed, batch = tuple(range(samples)), tuple(range(samples, samples + len(leaf)))
-    total = lax.dot_general(rows, rows, ((summed, summed), (batch, batch)), precision=lax.Precision.HIGHEST)
+    total = lax.dot_general(
+        rows,
+        rows,
+        ((summed, summed), (batch, batch)),
+        precision=lax.Precision.HIGHEST,
+        out_sharding=meshes.gathered(rows),
+    )
     count = _count(mask, values.shape[:samples], extents)
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), seen.start, merge_means)
 

@@ -240,3 +240,29 @@ def test_a_step_of_gradual_pruning_moves_counts_only(mesh):
     for name, shape in SHAPES.items():
         assert int((params[name] != 0).sum()) == math.prod(shape) // 2
         assert state.masks[name].sharding.is_equivalent_to(NamedSharding(mesh, SPECS[name]), 2)
+
+
+@pytest.mark.parametrize("statistic", ["norm", "variance", "gram"])
+def test_statistics_of_a_batch_on_all_devices_are_those_of_one(mesh, statistic):
+    def fun(p, x):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["layers"])
+        return jnp.einsum("btd,dhk->bthk", x, p["heads"])
+
+    rng = np.random.default_rng(0)
+    params = {"layers": rng.normal(size=(3, 6, 6)), "heads": rng.normal(size=(6, 2, 4))}
+    params = {name: leaf.astype(np.float32) for name, leaf in params.items()}
+    batches = [rng.normal(size=(8, 5, 6)).astype(np.float32) for _ in range(2)]
+    padding = [rng.integers(0, 2, (8, 5)).astype(bool) for _ in range(2)]
+
+    def measure(put):
+        pairs = [(put(x), put(m)) for x, m in zip(batches, padding, strict=True)]
+        return jaxprune.calibrate(
+            lambda p, x, _: fun(p, x), params, pairs, statistic=statistic, mask=lambda _, mask: mask
+        )
+
+    expected = measure(jnp.asarray)
+    with jax.set_mesh(mesh):
+        got = measure(lambda x: jax.device_put(x, NamedSharding(mesh, P("data"))))
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert ours.sharding.is_fully_replicated
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
