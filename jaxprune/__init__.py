@@ -8,6 +8,7 @@ from jaxprune import patterns as patterns
 from jaxprune import scores as scores
 from jaxprune import slimming as slimming
 from jaxprune import statistics as statistics
+from jaxprune import targets as targets
 from jaxprune.calibrate import calibrate as calibrate
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
@@ -55,6 +56,9 @@ from jaxprune.strategies import synflow as synflow
 from jaxprune.strategies import taylor as taylor
 from jaxprune.strategies import variance as variance
 from jaxprune.strategies import wanda as wanda
+from jaxprune.training import Rounds as Rounds
+from jaxprune.training import Trainer as Trainer
+from jaxprune.training import prune_retrain as prune_retrain
 from jaxprune.transforms import FeedbackState as FeedbackState
 from jaxprune.transforms import KeepMaskedState as KeepMaskedState
 from jaxprune.transforms import MaskedState as MaskedState

@@ -28,6 +28,7 @@ OPTIMIZERS = {
 }
 
 
+@functools.lru_cache
 def params():
     a, b = jax.random.split(jax.random.key(0))
     return {"a": {"kernel": jax.random.normal(a, (8, 12)), "bias": jnp.ones(12)}, "b": [jax.random.normal(b, (12, 4))]}
@@ -38,6 +39,10 @@ def loss(tree, x):
     return jnp.mean((hidden @ tree["b"][0] - 1.0) ** 2)
 
 
+ONE = jaxprune.filters.named("a/kernel")  # compiles faster than two
+
+
+@functools.lru_cache
 def start(sparsity=0.75, **options):
     return jaxprune.random(jax.random.key(5), params(), sparsity, **options)
 
@@ -106,7 +111,7 @@ def test_sparse_evolution_by_hand():
 
 def test_each_exchange_of_sparse_evolution_draws_anew():
     seen = []
-    optimizer = jaxprune.sparse_evolution(optax.sgd(0.0), start(), jax.random.key(3), end=3, every=1, drop=0.5)
+    optimizer = jaxprune.sparse_evolution(optax.sgd(0.0), start(where=ONE), jax.random.key(3), end=3, every=1, drop=0.5)
     train(optimizer, 4, spy=lambda i, b, t, state: seen.append(np.asarray(state.masks["a"]["kernel"])))
     assert len({mask.tobytes() for mask in seen}) == 4
 
@@ -139,7 +144,8 @@ def test_the_fraction_follows_its_schedule():
     ids=str,
 )
 def test_counts_stay_under_every_pattern(method, pattern, per_leaf):
-    masks = start(None if pattern.sparsity else 0.75, pattern=pattern)
+    budget = budgets.erk if pattern == patterns.Unstructured() else budgets.uniform
+    masks = start(None if pattern.sparsity else 0.75, pattern=pattern, budget=budget)
     options = {"end": 4, "every": 2, "drop": 0.5, "per_leaf": per_leaf, "pattern": pattern}
     optimizer = {
         "rigl": lambda: jaxprune.rigl(optax.adam(0.1), masks, **options),
@@ -188,7 +194,7 @@ def test_what_is_regrown_starts_at_zero_with_nothing_remembered(name):
             # What adafactor adds to a square to keep it above 0 is not remembered of a weight.
             assert np.all(np.abs(np.asarray(moment))[new] <= 1e-29)
 
-    tree, _ = train(jaxprune.rigl(OPTIMIZERS[name], start(), end=6, every=3, drop=0.5), 9, spy=spy)
+    tree, _ = train(jaxprune.rigl(OPTIMIZERS[name], start(where=ONE), end=6, every=3, drop=0.5), 9, spy=spy)
     assert regrown[0] > 0
     assert regrown[3] > 0
     assert regrown[1] == regrown[2] == regrown[7] == 0
@@ -197,18 +203,20 @@ def test_what_is_regrown_starts_at_zero_with_nothing_remembered(name):
 
 def makers():
     cubic = optax.polynomial_schedule(0.0, 0.75, power=3, transition_steps=4)
+    by_size = functools.partial(jaxprune.magnitude, where=ONE)
     return {
-        "rigl": lambda inner: jaxprune.rigl(inner, start(), end=4, every=2),
-        "sparse_evolution": lambda inner: jaxprune.sparse_evolution(inner, start(), jax.random.key(1), end=4, every=2),
-        "acdc": lambda inner: jaxprune.acdc(inner, jaxprune.magnitude, 0.75, end=4, every=2),
-        "dpf": lambda inner: jaxprune.dpf(inner, jaxprune.magnitude, cubic, end=4),
-        "movement": lambda inner: jaxprune.movement(inner, jaxprune.from_scores, cubic, end=4),
+        "rigl": lambda inner: jaxprune.rigl(inner, start(where=ONE), end=4, every=2),
+        "sparse_evolution": lambda inner: jaxprune.sparse_evolution(
+            inner, start(where=ONE), jax.random.key(1), end=4, every=2
+        ),
+        "acdc": lambda inner: jaxprune.acdc(inner, by_size, 0.75, end=4, every=2),
+        "dpf": lambda inner: jaxprune.dpf(inner, by_size, cubic, end=4),
+        "movement": lambda inner: jaxprune.movement(inner, jaxprune.from_scores, cubic, end=4, where=ONE),
         "soft_threshold": lambda inner: jaxprune.soft_threshold(inner, 0.3, end=4),
     }
 
 
 WRAPPERS = {
-    "chain": lambda make: optax.chain(optax.clip(1.0), make(optax.adam(0.05))),
     "MultiSteps": lambda make: optax.MultiSteps(make(optax.adam(0.05)), every_k_schedule=2),
     "inject_hyperparams": lambda make: optax.inject_hyperparams(lambda rate: make(optax.adam(rate)))(rate=0.05),
     "multi_transform": lambda make: optax.multi_transform(
@@ -236,13 +244,14 @@ def test_wrappers(method, wrapper):
 
 def test_acdc_alternates_and_ends_sparse():
     densities = []
+    by_size = functools.partial(jaxprune.magnitude, where=ONE)
 
     def spy(i, before, tree, state):
         densities.append(float(jaxprune.density(params(), jaxprune.masks_of(state))))
 
-    tree, _ = train(jaxprune.acdc(optax.adam(0.05), jaxprune.magnitude, 0.75, begin=2, end=9, every=2), 11, spy=spy)
+    tree, _ = train(jaxprune.acdc(optax.adam(0.05), by_size, 0.75, begin=2, end=9, every=2), 11, spy=spy)
     assert densities == [1.0, 1.0, 0.25, 0.25, 1.0, 1.0, 0.25, 0.25, 1.0, 0.25, 0.25]
-    assert float(jaxprune.sparsity(tree)) == 0.75
+    assert int((tree["a"]["kernel"] == 0).sum()) == 72
 
 
 def test_acdc_with_a_pattern_that_fixes_the_sparsity():
@@ -272,7 +281,7 @@ def test_dpf_equals_training_dense_weights_by_the_pruned_models_gradients():
 
 def test_dpf_lets_pruned_weights_come_back():
     seen = []
-    optimizer = jaxprune.dpf(optax.sgd(0.5), jaxprune.magnitude, 0.5, end=20)
+    optimizer = jaxprune.dpf(optax.sgd(0.5), functools.partial(jaxprune.magnitude, where=ONE), 0.5, end=20)
     train(optimizer, 20, spy=lambda i, b, t, state: seen.append(np.asarray(state.masks["a"]["kernel"])))
     assert sum(int((after & ~before).sum()) for before, after in itertools.pairwise(seen)) > 0
 
@@ -335,22 +344,25 @@ def test_group_lasso_prunes_whole_groups():
 
 @pytest.mark.parametrize("method", [name for name in makers() if name not in ("rigl", "sparse_evolution")])
 def test_bfloat16_lands_on_exact_zeros(method):
-    tree = {"kernel": jnp.linspace(-1, 1, 64).reshape(8, 8).astype(jnp.bfloat16)}
+    tree = {"a": {"kernel": jnp.linspace(-1, 1, 64).reshape(8, 8).astype(jnp.bfloat16)}}
     optimizer = makers()[method](optax.sgd(0.01))
     state, update = optimizer.init(tree), jax.jit(optimizer.update)
     for _ in range(6):
-        updates, state = update({"kernel": jnp.ones((8, 8), jnp.bfloat16)}, state, tree)
+        updates, state = update({"a": {"kernel": jnp.ones((8, 8), jnp.bfloat16)}}, state, tree)
         tree = optax.apply_updates(tree, updates)
-    assert tree["kernel"].dtype == jnp.bfloat16
-    assert int((tree["kernel"] == 0).sum()) == int((~state.masks["kernel"]).sum()) > 0
+    kernel, mask = tree["a"]["kernel"], state.masks["a"]["kernel"]
+    assert kernel.dtype == jnp.bfloat16
+    assert int((kernel == 0).sum()) == int((~mask).sum()) > 0
 
 
-def test_a_state_and_its_parameters_can_both_be_donated():
-    for method in ("dpf", "movement"):
-        optimizer = makers()[method](optax.sgd(0.01))
-        tree = params()
-        step = jax.jit(lambda tree, state, o=optimizer: o.update(tree, state, tree), donate_argnums=(0, 1))
-        step(tree, optimizer.init(tree))
+@pytest.mark.parametrize("method", [jaxprune.dpf, jaxprune.movement])
+def test_a_state_and_its_parameters_can_both_be_donated(method):
+    optimizer = method(optax.sgd(0.01), lambda values, _: jax.tree.map(lambda x: x > 0, values), 0.5, end=2)
+    tree = {"kernel": jnp.ones((4, 4))}
+    step = jax.jit(lambda tree, state: optimizer.update(tree, state, tree), donate_argnums=(0, 1))
+    _, state = step(tree, optimizer.init(tree))
+    assert tree["kernel"].is_deleted()
+    np.testing.assert_allclose(state.dense["kernel"], 0.99)
 
 
 def test_rewind_goes_back_to_the_snapshot_under_the_masks():
@@ -377,9 +389,3 @@ def test_errors_say_what_to_do():
         optimizer = make(optax.sgd(0.1))
         with pytest.raises(ValueError, match=f"`{method}` needs the parameters"):
             optimizer.update(params(), optimizer.init(params()))
-
-
-def test_erdos_renyi_masks_stay_as_they_are_spread():
-    masks = start(0.8, budget=budgets.erk)
-    _, state = train(jaxprune.rigl(optax.adam(0.05), masks, end=6, every=2), 8)
-    assert [int(m.sum()) for m in jax.tree.leaves(masks)] == [int(m.sum()) for m in jax.tree.leaves(state.masks)]
