@@ -7,7 +7,7 @@ import sys
 import benchmarks
 from benchmarks import history
 
-_HELPERS = {"__main__", "timing", "history", "models", "packages", "smollm", "texts"}
+_HELPERS = {"__main__", "timing", "history", "models", "packages", "rows", "smollm", "texts"}
 _FLAGS = {"--compare", "--plot"}
 
 

@@ -8,6 +8,7 @@ from jaxprune import patterns as patterns
 from jaxprune import scores as scores
 from jaxprune import slimming as slimming
 from jaxprune import statistics as statistics
+from jaxprune import targets as targets
 from jaxprune.calibrate import calibrate as calibrate
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
@@ -38,6 +39,7 @@ from jaxprune.plan import Plan as Plan
 from jaxprune.report import Evaluation as Evaluation
 from jaxprune.report import Report as Report
 from jaxprune.report import report as report
+from jaxprune.rewind import rewind as rewind
 from jaxprune.selection import select as select
 from jaxprune.shrink import shrink as shrink
 from jaxprune.shrink import shrink_fun as shrink_fun
@@ -54,15 +56,28 @@ from jaxprune.strategies import synflow as synflow
 from jaxprune.strategies import taylor as taylor
 from jaxprune.strategies import variance as variance
 from jaxprune.strategies import wanda as wanda
-from jaxprune.transforms import GradualState as GradualState
+from jaxprune.training import Rounds as Rounds
+from jaxprune.training import Trainer as Trainer
+from jaxprune.training import prune_retrain as prune_retrain
+from jaxprune.transforms import FeedbackState as FeedbackState
 from jaxprune.transforms import KeepMaskedState as KeepMaskedState
 from jaxprune.transforms import MaskedState as MaskedState
+from jaxprune.transforms import MovementState as MovementState
+from jaxprune.transforms import ProximalState as ProximalState
+from jaxprune.transforms import RefreshedState as RefreshedState
 from jaxprune.transforms import WithGradients as WithGradients
 from jaxprune.transforms import WithKey as WithKey
+from jaxprune.transforms import acdc as acdc
+from jaxprune.transforms import dpf as dpf
 from jaxprune.transforms import gradual as gradual
+from jaxprune.transforms import group_lasso as group_lasso
 from jaxprune.transforms import keep_masked as keep_masked
 from jaxprune.transforms import masked as masked
 from jaxprune.transforms import masks_of as masks_of
+from jaxprune.transforms import movement as movement
+from jaxprune.transforms import rigl as rigl
+from jaxprune.transforms import soft_threshold as soft_threshold
+from jaxprune.transforms import sparse_evolution as sparse_evolution
 from jaxprune.transforms import straight_through as straight_through
 from jaxprune.typing import Axes as Axes
 

@@ -25,11 +25,11 @@ from jaxprune.typing import Count, Counts, Score, Scores, Sparsity
 _MILLION = 10**6
 
 
-def keep_count(groups: int, sparsity: Sparsity) -> Count:
+def keep_count(groups: Count, sparsity: Sparsity) -> Count:
     """The number to keep out of `groups`: `round(groups * (1 - sparsity))`, half to even, at least 0.
 
     Args:
-      groups: How many there are.
+      groups: How many there are; may be traced.
       sparsity: In [0, 1]; a Python number, or a scalar array, which may be traced.
 
     Returns:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Shaped
 
 from jaxprune import meshes, ordering, tree
 from jaxprune.typing import Count, Mask, Params, Score, Sparsity
@@ -28,7 +29,7 @@ class Unstructured:
         """The scores themselves."""
         return scores
 
-    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
         """The decisions themselves."""
         del shape
         return kept
@@ -79,7 +80,7 @@ class NM:
         """The scores themselves: a group is no unit here, each of its weights competes with the others."""
         return scores
 
-    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
         """The decisions themselves."""
         del shape
         return kept
@@ -222,7 +223,7 @@ class Block:
         means = jnp.sum(tiles, axis=(-3, -1)) / jnp.broadcast_to(area, (*tiles.shape[:-4], *area.shape))
         return _ranked(means) if self.balanced else means
 
-    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
         """Repeats each decision over its block and cuts the ragged edge: exactly `shape`."""
         rows, columns = self.shape
         full = jnp.repeat(jnp.repeat(kept, rows, axis=-2), columns, axis=-1)
@@ -261,7 +262,7 @@ class Channel:
         wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
         return jnp.mean(wide, axis=tuple(i for i in range(scores.ndim) if i != axis))
 
-    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
+    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
         """A mask with size 1 along every other axis, which broadcasts."""
         axis = self._axis(shape)
         return kept.reshape(tuple(shape[axis] if i == axis else 1 for i in range(len(shape))))

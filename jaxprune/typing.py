@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 Params: TypeAlias = PyTree[Any]
 """Any pytree whose leaves are arrays; leaves that are not arrays are left alone."""
@@ -56,8 +56,8 @@ class Pattern(Protocol):
         """One score per group."""
         ...
 
-    def expand(self, kept: Mask, shape: tuple[int, ...]) -> Mask:
-        """From one decision per group to a mask that broadcasts against `shape`."""
+    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+        """From one value per group, such as a decision, to an array that broadcasts against `shape`."""
         ...
 
 

@@ -1,12 +1,18 @@
-"""What a strategy needs at a refresh, said by its type and never guessed from its signature."""
+"""What a strategy needs at a refresh: said by its type, never guessed from its signature; and its schedule."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
 
 from jaxprune.typing import Grads, Masks, Params, PRNGKey, Sparsity
+
+Schedule: TypeAlias = Callable[[Any], Any] | float
+"""An optax schedule, or a constant."""
 
 ParamsStrategy: TypeAlias = Callable[[Params, Sparsity | None], Masks]
 
@@ -49,3 +55,13 @@ def call(strategy: Strategy, params: Params, grads: Grads, sparsity: Sparsity | 
     if isinstance(strategy, WithKey):
         return strategy.strategy(strategy.key, params, sparsity)
     return strategy(params, sparsity)
+
+
+def shapes(strategy: Strategy, params: Params, sparsity: Schedule | None) -> Masks:
+    """The shapes of the masks that a strategy will return."""
+    return jax.eval_shape(lambda p: call(strategy, p, p, at(sparsity, jnp.int32(0))), params)
+
+
+def at(schedule: Schedule | None, step: Any) -> Any:
+    """The value of a schedule, float32; a constant or `None` as it is."""
+    return jnp.asarray(schedule(step), jnp.float32) if callable(schedule) else schedule

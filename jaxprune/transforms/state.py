@@ -37,7 +37,7 @@ def masks_of(opt_state: Any) -> Masks:
     holders = [node for node in jax.tree.leaves(opt_state, is_leaf=_holds_masks) if _holds_masks(node)]
     if not holders:
         raise ValueError(
-            "This optimizer state holds no masks; build the optimizer with `masked`, `keep_masked` or `gradual`."
+            "This optimizer state holds no masks; build the optimizer with `masked`, `gradual` or the like."
         )
     found = [masking.unpack(_without_placeholders(holder.masks)) for holder in holders]
     merged = found[0]

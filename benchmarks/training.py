@@ -1,0 +1,355 @@
+"""How well does each way of training a sparse model do within one budget of epochs, on Fashion-MNIST?
+
+Every method trains the same network from scratch for the same number of epochs; lottery tickets take several such
+trainings, which the column of training FLOPs shows. FLOPs are those of hardware that skips zeros, relative to dense
+training. Rows are kept in `training.jsonl` beside this file. For `slim` the sparsity is of multiply-accumulates: the
+model is trained dense for part of the epochs, made smaller, and trained on.
+"""
+
+import argparse
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune
+from benchmarks import accuracy, history, rows
+from jaxprune import budgets, slimming, tree
+from jaxprune.demo import classifier
+from jaxprune.demo.data import Images, fashion_mnist
+
+_CACHE = Path(__file__).parent / "training.jsonl"
+_PROTOCOL = 1  # raise it when anything below changes a result
+_SEEDS = (0, 1, 2)
+_EPOCHS = 2
+_BATCH = 128
+_SAMPLED = 40  # steps between two looks at the density
+_SPARSITIES = (0.9, 0.95, 0.98, 0.99)
+_ROUNDS = (0.6, 0.8, *_SPARSITIES)  # of the lottery
+_SNAPSHOT = 0.1  # of an epoch, after which the lottery's weights are kept to be rewound to
+
+FUN = accuracy.FUN
+
+
+class Job(NamedTuple):
+    """What is trained at once: a method by name, its sparsity (of the lottery the last), a seed."""
+
+    method: str
+    sparsity: float
+    seed: int
+
+
+class Method(NamedTuple):
+    """A way to train.
+
+    Attributes:
+      optimizer: From an inner optimizer, masks, the number of steps and the final sparsity to an optimizer.
+      start: From a key, parameters, some examples and the sparsity to masks; `None` where the optimizer finds them.
+      dense_passes: How many of a step's three passes (forward, gradients of activations and of weights) are dense.
+    """
+
+    optimizer: Callable[[Any, Any, int, Any], Any]
+    start: Callable[..., Any] | None = None
+    dense_passes: int = 0
+
+
+def _cubic(steps: int, sparsity: Any) -> dict[str, Any]:
+    begin, end = steps // 20, 6 * steps // 10
+    schedule = optax.polynomial_schedule(0.0, sparsity, power=3, transition_steps=end - begin)
+    return {"sparsity": schedule, "begin": begin, "end": end, "every": max(1, steps // 60)}
+
+
+def _gradual(strategy: Any) -> Method:
+    return Method(lambda inner, masks, steps, s: jaxprune.gradual(inner, strategy, **_cubic(steps, s)))
+
+
+def _fixed(start: Callable[..., Any]) -> Method:
+    return Method(lambda inner, masks, steps, s: jaxprune.masked(inner, masks), start)
+
+
+def _random(key: Any, params: Any, images: Any, labels: Any, sparsity: Any) -> Any:
+    del images, labels
+    return jaxprune.random(key, params, sparsity, budget=budgets.erk)
+
+
+def _at_start(name: str) -> Callable[..., Any]:
+    return lambda key, *args: accuracy.AT_START[name](*args)
+
+
+def _exchanging(steps: int) -> dict[str, int]:
+    return {"begin": steps // 40, "end": 3 * steps // 4, "every": max(1, steps // 40)}
+
+
+_GLOBAL = functools.partial(jaxprune.magnitude, budget=budgets.global_)
+_BY_SCORES = functools.partial(jaxprune.from_scores, budget=budgets.global_)
+
+METHODS: dict[str, Method] = {
+    "dense": Method(lambda inner, masks, steps, s: inner),
+    "static random": _fixed(_random),
+    "SET": Method(
+        lambda inner, masks, steps, s: jaxprune.sparse_evolution(inner, masks, jax.random.key(0), **_exchanging(steps)),
+        _random,
+    ),
+    "RigL": Method(lambda inner, masks, steps, s: jaxprune.rigl(inner, masks, **_exchanging(steps)), _random),
+    "AC/DC": Method(
+        lambda inner, masks, steps, s: jaxprune.acdc(
+            inner, _GLOBAL, s, begin=steps // 10, end=3 * steps // 4, every=max(1, steps // 10)
+        )
+    ),
+    "STE (dpf)": Method(
+        lambda inner, masks, steps, s: jaxprune.dpf(inner, _GLOBAL, **_cubic(steps, s)), dense_passes=1
+    ),
+    "magnitude, uniform": _gradual(jaxprune.magnitude),
+    "magnitude, global": _gradual(_GLOBAL),
+    "movement": Method(
+        lambda inner, masks, steps, s: jaxprune.movement(inner, _BY_SCORES, **_cubic(steps, s)), dense_passes=1
+    ),
+    "snip": _fixed(_at_start("snip")),
+    "grasp": _fixed(_at_start("grasp")),
+    "synflow": _fixed(_at_start("synflow")),
+}
+LOTTERY = ("lottery, rewound", "lottery, re-initialised")
+
+
+def planned(seeds: Iterable[int]) -> list[Job]:
+    """Every job of the table, seed by seed."""
+    sparse = [Job(name, s, 0) for s, name in itertools.product(_SPARSITIES, [*list(METHODS)[1:], "slim"])]
+    return [job._replace(seed=s) for s in seeds for job in (Job("dense", 0.0, 0), Job("lottery", 0.99, 0), *sparse)]
+
+
+class Trained(NamedTuple):
+    """What a training leaves: parameters, masks (`None` if dense) and FLOPs relative to one dense training."""
+
+    params: Any
+    masks: Any
+    flops: float
+
+
+class Task(NamedTuple):
+    """The budget: data, epochs and steps, and the multiply-accumulates of each leaf for one image."""
+
+    data: Images
+    epochs: int
+    steps: int
+    costs: dict[str, int]
+
+
+def task_of(data: Images, epochs: int) -> Task:
+    """The budget of a number of epochs."""
+    image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
+    params = jax.eval_shape(lambda: classifier.initialise(accuracy.MODEL, data.train_images[:1], 0))
+    return Task(data, epochs, epochs * (len(data.train_images) // _BATCH), jaxprune.macs(FUN, params, image).by_leaf)
+
+
+@functools.lru_cache
+def _step(name: str, steps: int, offset: int = 0) -> tuple[Any, Any]:
+    """The jitted step, and the optimizer by the sparsity. The learning rate goes on from `offset`."""
+    rate = accuracy.rate(steps)
+    inner = optax.adamw(lambda count: rate(count + offset), weight_decay=1e-4)
+
+    def optimizer(sparsity: Any, masks: Any = None) -> Any:
+        return METHODS[name].optimizer(inner, masks, steps, sparsity)
+
+    return classifier.train_step(FUN, optimizer), optimizer
+
+
+@functools.lru_cache
+def _chooser(name: str) -> Any:
+    return jax.jit(METHODS[name].start)
+
+
+@jax.jit
+def _densities(masks: Any) -> Any:
+    return [jnp.mean(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks)]
+
+
+def _train(
+    task: Task,
+    name: str,
+    sparsity: float,
+    seed: int,
+    *,
+    start: Any = None,
+    masks: Any = None,
+    skip: int = 0,
+    stop: int | None = None,
+) -> Trained:
+    """One training: from fresh parameters, or from given ones under given masks; from step `skip` to step `stop`."""
+    method, number = METHODS[name], jnp.float32(sparsity)
+    step, optimizer = _step(name, task.steps, skip)
+    params = classifier.initialise(accuracy.MODEL, task.data.train_images, seed) if start is None else start
+    if method.start is not None and masks is None:
+        examples = task.data.train_images[:1024], task.data.train_labels[:1024]
+        masks = _chooser(name)(jax.random.key(seed), params, *examples, number)
+    if masks is not None:
+        params = jaxprune.apply(params, masks)
+    state = optimizer(number, masks).init(params)
+    samples = []
+    batches = classifier.batches(task.data, task.epochs, _BATCH, seed)
+    for i, (images, labels) in enumerate(itertools.islice(batches, skip, stop)):
+        params, state, _ = step(params, state, images, labels, number)
+        if name != "dense" and i % _SAMPLED == 0:
+            samples.append(_densities(state.masks))
+    found = None if name == "dense" else jaxprune.masks_of(state)
+    share = 1.0 if found is None else _share(task, found, samples)
+    flops = (method.dense_passes + (3 - method.dense_passes) * share) / 3 * ((stop or task.steps) - skip) / task.steps
+    return Trained(params, found, flops + (_looks(task, share) if name == "RigL" else 0.0))
+
+
+def _share(task: Task, masks: Any, samples: list[Any]) -> float:
+    """Mean share of the multiply-accumulates that meet a kept weight."""
+    mean = np.mean(np.asarray(jax.device_get(samples)), axis=0)
+    paths = tree.paths(masks)
+    return float(sum(task.costs[path] * density for path, density in zip(paths, mean, strict=True))) / _total(task)
+
+
+def _total(task: Task) -> int:
+    return sum(task.costs.values())
+
+
+def _looks(task: Task, share: float) -> float:
+    """What RigL's dense gradients cost: one dense pass of three at each exchange."""
+    times = _exchanging(task.steps)
+    return ((times["end"] - times["begin"]) // times["every"] + 1) * (1 - share) / 3 / task.steps
+
+
+def _lottery(task: Task, job: Job) -> list[rows.Row]:
+    """Rounds of training, pruning what is left and rewinding; at each sparsity of the table also a fresh start."""
+    begin = time.perf_counter()
+    early = round(_SNAPSHOT * task.steps / task.epochs)
+    snapshot = _train(task, "dense", 0.0, job.seed, stop=early).params
+    trained, flops, found = _train(task, "dense", 0.0, job.seed), 1.0, list[rows.Row]()
+    for sparsity in _ROUNDS:
+        masks = _GLOBAL(trained.params, sparsity)
+        start = jaxprune.rewind(trained.params, snapshot, masks)
+        trained = _train(task, "static random", sparsity, job.seed, start=start, masks=masks, skip=early)
+        flops += trained.flops
+        seconds = time.perf_counter() - begin
+        if sparsity in _SPARSITIES:
+            other = _train(task, "static random", sparsity, job.seed + 100, masks=masks)
+            for name, model, more in zip(LOTTERY, (trained, other), (0.0, other.flops), strict=True):
+                at = Job(name, sparsity, job.seed)
+                found.append(_row(task, at, FUN, model._replace(flops=flops + more), seconds))
+    return found
+
+
+def _slim(task: Task, job: Job) -> list[rows.Row]:
+    """Dense for two fifths of the steps, then the small model for the rest."""
+    begin, early = time.perf_counter(), 2 * task.steps // 5
+    dense = _train(task, "dense", 0.0, job.seed, stop=early)
+    coupling = jaxprune.couple(FUN, dense.params, task.data.train_images[:1])
+    masks = jaxprune.slim(dense.params, coupling=coupling, budget=slimming.macs(coupling, 1 - job.sparsity))
+    fun, params, _ = jaxprune.shrink(FUN, dense.params, masks, coupling)
+    rate = accuracy.rate(task.steps)
+    optimizer = optax.adamw(lambda count: rate(count + early), weight_decay=1e-4)
+    step, state = classifier.train_step(fun, lambda _: optimizer), optimizer.init(params)
+    batches = classifier.batches(task.data, task.epochs, _BATCH, job.seed)
+    for images, labels in itertools.islice(batches, early, None):
+        params, state, _ = step(params, state, images, labels, 0.0)
+    image = jax.ShapeDtypeStruct((1, *task.data.train_images.shape[1:]), jnp.float32)
+    share = jaxprune.macs(fun, params, image).dense / _total(task)
+    flops = dense.flops + share * (1 - early / task.steps)
+    return [_row(task, job, fun, Trained(params, masks, flops), time.perf_counter() - begin)]
+
+
+def train(task: Task, job: Job) -> list[rows.Row]:
+    """Trains one job and returns its rows."""
+    if job.method in ("lottery", "slim"):
+        return {"lottery": _lottery, "slim": _slim}[job.method](task, job)
+    begin = time.perf_counter()
+    trained = _train(task, *job)
+    return [_row(task, job, FUN, trained, time.perf_counter() - begin)]
+
+
+def _row(task: Task, job: Job, fun: Any, trained: Trained, seconds: float) -> rows.Row:
+    full = accuracy.MODEL, task.data.train_images[:1], 0
+    weights = jax.eval_shape(lambda: classifier.initialise(*full))
+    return {
+        **job._asdict(),
+        "epochs": task.epochs,
+        "accuracy": round(classifier.accuracy(fun, trained.params, task.data.test_images, task.data.test_labels), 2),
+        "achieved": round(_achieved(weights, trained), 6),
+        "flops": round(trained.flops, 4),
+        "seconds": round(seconds, 1),
+        "protocol": _PROTOCOL,
+    }
+
+
+def _achieved(weights: Any, trained: Trained) -> float:
+    """The fraction of weights removed; of a shrunk model that of all parameters."""
+    small = jaxprune.count_params(trained.params) / jaxprune.count_params(weights)
+    if trained.masks is None or small < 1:
+        return 1 - small
+    return float(jaxprune.sparsity(trained.params, trained.masks))
+
+
+def table(found: list[rows.Row], epochs: int) -> str:
+    """Mean and spread over the seeds, as Markdown."""
+    found = [row for row in found if row["epochs"] == epochs]
+    seeds = sorted({row["seed"] for row in found})
+    dense = [row for row in found if row["method"] == "dense"]
+    heads = [f"{100 * s:g} %" for s in _SPARSITIES]
+    lines = [
+        f"Accuracy in per cent after {epochs} epochs, mean ± standard deviation over the seeds {seeds}; in brackets",
+        "the training FLOPs, in dense trainings, and the seconds.",
+        f"Dense: {_cell(dense)}.",
+        "",
+        f"| method | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
+    ]
+    for method in [*list(METHODS)[1:], *LOTTERY, "slim"]:
+        at = [[row for row in found if (row["method"], row["sparsity"]) == (method, s)] for s in _SPARSITIES]
+        lines.append(f"| {method} | {' | '.join(map(_cell, at))} |")
+    return "\n".join(lines)
+
+
+def _cell(found: list[rows.Row]) -> str:
+    if not found:
+        return "–"
+    correct, flops, seconds = ([row[key] for row in found] for key in ("accuracy", "flops", "seconds"))
+    return f"{np.mean(correct):.2f} ± {np.std(correct):.2f} ({np.mean(flops):.2f}; {np.mean(seconds):.0f} s)"
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is missing, on every core at once, and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks training", description=__doc__)
+    parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
+    parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
+    parser.add_argument("--epochs", type=int, default=_EPOCHS, help="the budget")
+    parser.add_argument("--workers", type=int, default=rows.cores(), help="processes, a core each")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--tables", action="store_true", help="only print the table of the rows at hand")
+    options = parser.parse_args(argv)
+    if options.worker is not None:
+        _work(planned(options.seeds)[options.worker :: options.workers], options)
+        return
+    if not options.tables:
+        print(history.device(), flush=True)
+        rows.in_processes("training", argv, options.workers)
+    found = rows.read(_CACHE, _PROTOCOL)
+    print(f"\n{table(found, options.epochs)}")
+    mine = [row for row in found if row["epochs"] == options.epochs]
+    figures = {
+        f"{m}, {100 * s:g} %": float(np.mean([r["accuracy"] for r in mine if (r["method"], r["sparsity"]) == (m, s)]))
+        for m, s in dict.fromkeys((row["method"], row["sparsity"]) for row in mine)
+    }
+    history.append("training", figures)
+
+
+def _work(jobs: list[Job], options: argparse.Namespace) -> None:
+    task = task_of(fashion_mnist(options.folder), options.epochs)
+    done = {(r["method"], r["sparsity"], r["seed"]) for r in rows.read(_CACHE, _PROTOCOL) if r["epochs"] == task.epochs}
+    for job in jobs:
+        # A lottery's last row stands for all of them, since they are written together.
+        last = job._replace(method=LOTTERY[-1]) if job.method == "lottery" else job
+        if last not in done:
+            found = train(task, job)
+            rows.append(_CACHE, found)
+            print(*found, sep="\n", flush=True)

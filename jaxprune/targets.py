@@ -1,0 +1,202 @@
+"""Where rounds of pruning lead: a target looks at the rounds so far and says what to try next.
+
+A target is a value with two methods, `propose` and `best` (see `Target`); write your own class with them to search in
+another way. Round 0 is the dense model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxprune.typing import Masks, Params
+
+
+class Round(NamedTuple):
+    """What one round came to.
+
+    Attributes:
+      parent: The round that it started from.
+      asked: The sparsity asked for.
+      sparsity: The sparsity found.
+      metric: After retraining, higher is better.
+      epochs: How many it was retrained.
+      kept: After how many of these the metric was best; what was found then is kept.
+    """
+
+    parent: int
+    asked: float
+    sparsity: float
+    metric: float
+    epochs: int
+    kept: int
+
+
+class Proposal(NamedTuple):
+    """What to try next: prune an earlier round's model to a sparsity."""
+
+    parent: int
+    sparsity: float
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What `prune_retrain` asks; both must depend on nothing but their arguments, so that a run can be resumed."""
+
+    def propose(self, rounds: Sequence[Round], cost: Callable[[int, Callable[..., float], float], float]) -> Any:
+        """The next `Proposal`, or `None` at the end.
+
+        Args:
+          rounds: So far, the dense model first.
+          cost: `cost(parent, of, sparsity)`: what `of(params, masks)` would be if that round's model were pruned so.
+        """
+        ...
+
+    def best(self, rounds: Sequence[Round]) -> int:
+        """The round whose model is the result."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AtSparsity:
+    """A given sparsity, in rounds that each remove the same fraction of what is left.
+
+    Attributes:
+      sparsity: The last round's.
+      rounds: How many; one prunes once and retrains.
+
+    Raises:
+      ValueError: Not 0 <= sparsity < 1, or rounds < 1.
+
+    Example:
+      >>> target, done = AtSparsity(0.75, rounds=2), [Round(0, 0.0, 0.0, 0.9, 0, 0)]
+      >>> target.propose(done, None)
+      Proposal(parent=0, sparsity=0.5)
+    """
+
+    sparsity: float
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1 or self.rounds < 1:
+            raise ValueError(f"`AtSparsity` needs 0 <= sparsity < 1 and rounds >= 1; got {self}.")
+
+    def propose(self, rounds: Sequence[Round], cost: Any) -> Proposal | None:
+        """Goes on from the last round."""
+        del cost
+        last = len(rounds) - 1
+        if last == self.rounds:
+            return None
+        if last + 1 == self.rounds:
+            return Proposal(last, self.sparsity)
+        return Proposal(last, 1 - (1 - self.sparsity) ** ((last + 1) / self.rounds))
+
+    def best(self, rounds: Sequence[Round]) -> int:
+        """The last."""
+        return len(rounds) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AtMost:
+    """A budget of multiply-accumulates, bytes or whatever else falls as the sparsity rises.
+
+    Before each round the sparsity that meets the budget is bisected, by pruning alone, and a share of the way is taken.
+
+    Attributes:
+      limit: Not to be passed.
+      cost: `cost(params, masks)`, such as `jaxprune.nbytes`, or
+        `lambda params, masks: jaxprune.macs(fun, params, x, masks=masks).effective`.
+      rounds: How many.
+
+    Raises:
+      ValueError: rounds < 1; in a run, where no sparsity below 1 meets the budget.
+    """
+
+    limit: float
+    cost: Callable[[Params, Masks], float]
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"`AtMost` needs rounds >= 1; got {self.rounds}.")
+
+    def propose(self, rounds: Sequence[Round], cost: Any) -> Proposal | None:
+        """Goes on from the last round."""
+        last = len(rounds) - 1
+        left = self.rounds - last
+        if left == 0:
+            return None
+        at = rounds[-1].asked
+        final = self._meeting(at, lambda sparsity: float(cost(last, self.cost, sparsity)))
+        return Proposal(last, final if left == 1 else 1 - (1 - at) * ((1 - final) / (1 - at)) ** (1 / left))
+
+    def best(self, rounds: Sequence[Round]) -> int:
+        """The last."""
+        return len(rounds) - 1
+
+    def _meeting(self, low: float, cost: Callable[[float], float]) -> float:
+        if cost(low) <= self.limit:
+            return low
+        high = 1 - 1e-6
+        if cost(high) > self.limit:
+            raise ValueError(
+                f"A cost of at most {self.limit:,.6g} cannot be met: with everything pruned it is {cost(high):,.6g}. "
+                f"What is not pruned costs that much; widen `where=`, or raise the limit."
+            )
+        while high - low > 1e-5:
+            middle = (low + high) / 2
+            low, high = (low, middle) if cost(middle) <= self.limit else (middle, high)
+        return high
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """The smallest model whose metric stays within a tolerance of the dense one's.
+
+    Prunes by the same factor until a round fails, then goes back to the smallest model that passed and bisects the
+    densities between.
+
+    Attributes:
+      tolerance: How far the metric may fall, in its own units.
+      factor: What the density is multiplied by from round to round.
+      resolution: Stop when the density that failed is less than this fraction below one that passed.
+      rounds: Stop after so many.
+
+    Raises:
+      ValueError: Not 0 < factor < 1, or resolution <= 0, or rounds < 1.
+    """
+
+    tolerance: float
+    factor: float = 0.5
+    resolution: float = 0.2
+    rounds: int = 12
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < 1 or self.resolution <= 0 or self.rounds < 1:
+            raise ValueError(f"`Within` needs 0 < factor < 1, resolution > 0 and rounds >= 1; got {self}.")
+
+    def propose(self, rounds: Sequence[Round], cost: Any) -> Proposal | None:
+        """Starts from the smallest model that passed."""
+        del cost
+        if len(rounds) > self.rounds:
+            return None
+        parent = self.best(rounds)
+        density = 1 - rounds[parent].asked
+        failed = [1 - round_.asked for round_ in rounds if not self.passes(round_, rounds)]
+        if not failed:
+            return Proposal(parent, 1 - density * self.factor)
+        below = max(failed)
+        if below >= density * (1 - self.resolution):
+            return None
+        return Proposal(parent, 1 - math.sqrt(density * below))
+
+    def best(self, rounds: Sequence[Round]) -> int:
+        """The sparsest that passed."""
+        passed = [i for i, round_ in enumerate(rounds) if self.passes(round_, rounds)]
+        return max(passed, key=lambda i: rounds[i].asked)
+
+    def passes(self, round_: Round, rounds: Sequence[Round]) -> bool:
+        """Whether a round is within the tolerance of the dense model."""
+        return round_.metric >= rounds[0].metric - self.tolerance
