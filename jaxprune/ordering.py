@@ -5,9 +5,11 @@ Comparing floats would not do: a processor may flush denormals to zero, and NaN 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -51,6 +53,7 @@ def values(keys: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
     return jnp.where(bounded < 0, -positive, positive)
 
 
+@functools.partial(jax.jit, static_argnames="axes")
 def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[int, ...]) -> Bool[Array, "..."]:
     """The highest scores of each of many lines, by bisection in one small loop.
 

@@ -19,9 +19,9 @@ def normal(*shape):
     return jnp.asarray(RNG.normal(size=shape) + 0.3, jnp.float32)
 
 
-def check(fun, params, batches, seen, **options):
-    """All three statistics of the leaves in `seen`: path -> `(x, y)`, `([stacked,] samples, in)` and `(..., out)`."""
-    for statistic in ("norm", "variance", "gram"):
+def check(fun, params, batches, seen, statistics=("variance", "gram"), **options):
+    """Statistics of the leaves in `seen`: path -> `(x, y)`, `([stacked,] samples, in)` and `(..., out)`."""
+    for statistic in statistics:
         got = calibrate(fun, params, batches, statistic=statistic, where=lambda path, _: path in seen, **options)
         rows, _ = tree.flatten(params, got)
         for path, leaf, value in rows:
@@ -61,7 +61,18 @@ def compare(statistic, got, shape, x, y):
 
 
 FRAMEWORKS = {"linen": linen, "nnx": nnx_models, "equinox": equinox_models, "haiku": haiku_models, "plain": plain}
-MODELS = [(name, case) for name, models in FRAMEWORKS.items() for case in models.CASES]
+QUICK = {
+    "linen": ("grouped", "vit", "scan_12_layers", "recurrent"),
+    "nnx": ("conv_eval", "transformer"),
+    "equinox": ("conv", "transformer", "recurrent"),
+    "haiku": ("transformer", "recurrent"),
+    "plain": ("selective_scan", "gqa_outer", "mixture_of_experts", "branches_and_loops", "scanned_remat"),
+}
+MODELS = [
+    pytest.param(name, case, marks=() if case in QUICK[name] else pytest.mark.slow)
+    for name, models in FRAMEWORKS.items()
+    for case in models.CASES
+]
 
 
 @pytest.mark.parametrize(("framework", "name"), MODELS)
@@ -79,7 +90,7 @@ def test_inputs_and_outputs_agree_in_every_model(framework, name):
     rows, _ = tree.flatten(params, grams, variances)
     assert known
     for path, leaf, gram, variance in rows:
-        if path in known:
+        if path in known and (path not in ("yes", "no") or int(gram.count) > 0):  # one branch is not taken
             agree(path, np.asarray(leaf, np.float64), gram, variance)
 
 
@@ -129,9 +140,9 @@ def test_dense_kernels_laid_out_either_way_and_with_heads():
         "flat": (out, out @ p["flat"]),
     }  # fmt: skip
     with jax.numpy_rank_promotion("allow"):
-        check(fun, params, [x], seen)
-        check(jax.jit(jax.checkpoint(fun)), params, [x[:1], x[1:5], x[5:]], seen)
-        check(lambda p, x: jax.vmap(fun, (None, 0))(p, x[:, None]), params, [x], seen)
+        check(fun, params, [x], seen, ("norm", "variance", "gram"))
+        check(jax.jit(jax.checkpoint(fun)), params, [x[:3], x[3:]], seen, ("variance",))
+        check(lambda p, x: jax.vmap(fun, (None, 0))(p, x[:, None]), params, [x], seen, ("gram",))
 
 
 def windows(image, taps, strides, dilation, spacing, padding):
@@ -176,7 +187,7 @@ def test_convolutions(kind, layout):
     )  # fmt: skip
     y = x @ np.asarray(kernel, np.float64).reshape(-1, 4)
     assert len(y) == fun({"conv": ours[0]}, ours[1]).size // 4
-    check(fun, {"conv": ours[0]}, [ours[1][:2], ours[1][2:]], {"conv": (x, y)})
+    check(fun, {"conv": ours[0]}, [ours[1][:2], ours[1][2:]], {"conv": (x, y)}, ("norm", "variance", "gram"))
 
 
 @pytest.mark.parametrize(("groups", "outputs"), [(2, 4), (6, 6), (6, 12)], ids=["grouped", "depthwise", "multiplied"])

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import jaxprune
-from jaxprune import budgets, patterns, scores
+from jaxprune import budgets, filters, patterns, scores
 from jaxprune.calibrate import calibrate
 
 RNG = np.random.default_rng(0)
@@ -77,6 +77,13 @@ def test_wanda_in_groups_of_four_inputs(norms):
         ranked = np.abs(kernel) * norm
         expected = np.concatenate([kept(group, 2) for group in ranked.reshape(-1, 4, ranked.shape[1])])
         assert (back(expected) == masks[name]).all()
+
+
+@pytest.mark.parametrize("pattern", [patterns.Along(), patterns.NM(2, 4), patterns.Unstructured()])
+def test_only_the_picked_leaves_are_pruned(norms, pattern):
+    masks = jaxprune.wanda(PARAMS, norms, 0.5, where=filters.named("turned"), pattern=pattern)
+    assert masks["first"] is masks["heads"] is None
+    assert int(masks["turned"].sum()) == 96
 
 
 def test_ria(norms):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ from jaxprune import budgets, patterns, tree
 from jaxprune import scores as scoring
 from jaxprune.filters import is_kernel
 from jaxprune.strategies.from_scores import UNSTRUCTURED, from_scores
-from jaxprune.typing import Budget, Masks, Params, Pattern, Scores, Sparsity, Statistics, Where
+from jaxprune.typing import Axes, Budget, Masks, Params, Pattern, Sparsity, Statistics, Where
 
 _BY_OUTPUT = patterns.Along()
 
@@ -54,7 +55,7 @@ def wanda(
       Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models".
     """
     scores = scoring.wanda(params, statistics, where=where)
-    return from_scores(scores, sparsity, budget=budget, pattern=_along_inputs(pattern, scores, statistics))
+    return from_scores(scores, sparsity, budget=budget, pattern=_along_inputs(pattern, params, statistics, where))
 
 
 def ria(
@@ -88,7 +89,7 @@ def ria(
       Zhang et al., 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models".
     """
     scores = scoring.ria(params, statistics, power=power, where=where)
-    return from_scores(scores, sparsity, budget=budget, pattern=_along_inputs(pattern, scores, statistics))
+    return from_scores(scores, sparsity, budget=budget, pattern=_along_inputs(pattern, params, statistics, where))
 
 
 def variance(
@@ -129,19 +130,22 @@ def variance(
     if remove not in ("smallest", "largest"):
         raise ValueError(f"`remove` must be 'smallest' or 'largest'; got {remove!r}.")
     scores = scoring.variance(params, statistics, where=where)
-    outputs = _axis_tree(scores, statistics, lambda axes: axes.outputs)
+    outputs = _axis_tree(lambda axes: axes.outputs, params, statistics, where)
     ranked = scores if remove == "smallest" else jax.tree.map(lambda score: -score, scores)
     return from_scores(ranked, sparsity, budget=budget, pattern=patterns.Along(outputs))
 
 
-def _along_inputs(pattern: Pattern, scores: Scores, statistics: Statistics) -> Pattern:
+def _along_inputs(pattern: Pattern, params: Params, statistics: Statistics, where: Where) -> Pattern:
     """The pattern along the inputs of each kernel, if it has no axis of its own."""
     if isinstance(pattern, patterns.NM) and pattern.axis is None:
-        return dataclasses.replace(pattern, axis=_axis_tree(scores, statistics, lambda axes: axes.inputs[-1]))
+        return dataclasses.replace(pattern, axis=_axis_tree(lambda axes: axes.inputs[-1], params, statistics, where))
     if isinstance(pattern, patterns.Along) and pattern.axis is None:
-        return patterns.Along(_axis_tree(scores, statistics, lambda axes: axes.inputs))
+        return patterns.Along(_axis_tree(lambda axes: axes.inputs, params, statistics, where))
     return pattern
 
 
-def _axis_tree(scores: Scores, statistics: Statistics, choose: Any) -> Any:
-    return tree.map_with_path(lambda _, score, measured: choose(measured.axes), scores, statistics)
+def _axis_tree(choose: Callable[[Axes], Any], params: Params, statistics: Statistics, where: Where) -> Any:
+    """Axes of the picked leaves, which were found to have statistics."""
+    return tree.map_with_path(
+        lambda path, leaf, measured: choose(measured.axes) if where(path, leaf) else None, params, statistics
+    )
