@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_STRATEGIES = ("uniform", "global", "n:m", "block", "slim", "dft-energy", "dft-low", "dft-high")
+_STRATEGIES = ("uniform", "global", "n:m", "block", "slim", "variance", "dft-energy", "dft-low", "dft-high")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,8 +55,8 @@ def test_missing_or_damaged_files_are_named(tmp_path):
 
 
 def test_the_demo_prunes_shrinks_and_writes_its_files(tmp_path):
-    settings = Settings(("global", "slim"), (0.9,), 0, "digits", tmp_path, tmp_path / "out")
-    unstructured, slim = run(settings)
+    settings = Settings(("global", "slim", "variance"), (0.9,), 0, "digits", tmp_path, tmp_path / "out")
+    unstructured, slim, *rest = run(settings)
     dense = unstructured.report.before
     assert dense.accuracy >= 0.97
     assert unstructured.report.after.accuracy >= dense.accuracy - 0.01
@@ -65,6 +65,10 @@ def test_the_demo_prunes_shrinks_and_writes_its_files(tmp_path):
     )
     assert slim.report.after.macs < 0.1 * dense.macs
     assert slim.report.after.milliseconds is not None
+    left = {(result.strategy, result.asked): result.report.after for result in rest}
+    assert left["var-smallest", 0.25].accuracy > left["var-largest", 0.25].accuracy + 0.1
+    assert left["var-largest+mean", 0.25].accuracy > left["var-largest", 0.25].accuracy + 0.1
+    assert left["var-smallest+mean", 0.25].macs < 0.7 * dense.macs
     text = (tmp_path / "out" / "report.md").read_text()
     assert "## global at 90 %" in text
     assert "| sparsity |  | 90.00 % | asked for 90.00 % |" in text

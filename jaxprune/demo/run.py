@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxprune import budgets, filters, masks, patterns, strategies
-from jaxprune.coupling import couple
+from jaxprune import budgets, filters, masks, patterns, slimming, strategies, tree
+from jaxprune.calibrate import calibrate
+from jaxprune.coupling import Coupling, couple
 from jaxprune.demo import classifier, pictures
 from jaxprune.demo.data import Images, digits, fashion_mnist
 from jaxprune.report import Evaluation, Report, report
 from jaxprune.shrink import shrink
 from jaxprune.transforms import gradual, masks_of
-from jaxprune.typing import Masks, Params
+from jaxprune.typing import Masks, Params, Statistics
 
 _RATE = 2e-3
 _IN_FOURS = filters.is_kernel & filters.Filter(lambda path, leaf: leaf.shape[-2] % 4 == 0)
@@ -41,6 +42,16 @@ FIXED: dict[str, Any] = {
     "2:4": functools.partial(strategies.magnitude, pattern=patterns.NM(2, 4), where=_IN_FOURS),
     "1:4": functools.partial(strategies.magnitude, pattern=patterns.NM(1, 4), where=_IN_FOURS),
 }
+
+
+# Whether the neurons that vary most go, not least, and whether their mean is put into the next bias.
+VARIANCE: dict[str, tuple[bool, bool]] = {
+    "var-largest": (True, False),
+    "var-largest+mean": (True, True),
+    "var-smallest": (False, False),
+    "var-smallest+mean": (False, True),
+}
+_UNTRAINED = (0.25, 0.5)  # without retraining, larger fractions leave every rule at chance
 
 
 class Settings(NamedTuple):
@@ -107,7 +118,7 @@ def run(settings: Settings) -> list[Result]:
         results = list[Result]()
         for name, sparsity in jobs:
             progress.update(bar, description=f"{name} at {100 * sparsity:g} %")
-            prune = _slim if name == "slim" else functools.partial(_prune, name)
+            prune = _slim if name == "slim" else functools.partial(_by_variance if name in VARIANCE else _prune, name)
             results.append(prune(task, fun, params, sparsity, settings.seed))
             progress.advance(bar)
     _tell(console, task, results, settings.output, time.perf_counter() - started)
@@ -122,14 +133,15 @@ def _task(settings: Settings) -> Task:
 
 
 def _jobs(settings: Settings) -> list[tuple[str, float]]:
-    """Each strategy at each sparsity; N:M at those that its patterns fix."""
+    """Each strategy at each sparsity; N:M at those that its patterns fix, variances at moderate ones."""
     jobs = list[tuple[str, float]]()
     for name in settings.strategies:
-        jobs += (
-            [(n, p.keywords["pattern"].sparsity) for n, p in FIXED.items()]
-            if name == "n:m"
-            else [(name, sparsity) for sparsity in settings.sparsities]
-        )
+        if name == "n:m":
+            jobs += [(n, p.keywords["pattern"].sparsity) for n, p in FIXED.items()]
+        elif name == "variance":
+            jobs += [(n, sparsity) for n in VARIANCE for sparsity in _UNTRAINED]
+        else:
+            jobs += [(name, sparsity) for sparsity in settings.sparsities]
     return jobs
 
 
@@ -237,6 +249,29 @@ def _slim(task: Task, fun: Callable[..., Any], params: Params, sparsity: float, 
     note += f"{speed:.1f}x faster at batch {min(1000, len(task.data.test_labels))}"
     shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
     return Result("slim", sparsity, evidence, shown, note)
+
+
+def _by_variance(name: str, task: Task, fun: Callable[..., Any], params: Params, sparsity: float, seed: int) -> Result:
+    """Removes the neurons and channels that vary most or least, and looks at what is left without any retraining."""
+    del seed
+    most, keep_mean = VARIANCE[name]
+    coupling, statistics = _measured(task, fun, params)
+    variances = tree.map_with_path(lambda _, leaf, s: s and s.outputs.variance.reshape(-1), params, statistics)
+    ranked = slimming.of_outputs(variances, coupling).by_group
+    scores = slimming.UnitScores({group: -values if most else values for group, values in ranked.items()})
+    chosen: Masks = strategies.slim(params, sparsity, coupling=coupling, scores=scores)
+    small, small_params, _ = shrink(fun, params, chosen, coupling, compensate=statistics if keep_mean else None)
+    evidence = report(
+        (fun, params), (small, small_params), task.data.test_images, task.data.test_labels, requested=sparsity
+    )
+    shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
+    return Result(name, sparsity, evidence, shown, f"{100 * sparsity:g} % of units gone, not retrained")
+
+
+def _measured(task: Task, fun: Callable[..., Any], params: Params) -> tuple[Coupling, Statistics]:
+    """What lives and dies together, and how much each neuron varies over the training images."""
+    images = np.split(task.data.train_images[: len(task.data.train_images) // 3 * 3], 3)
+    return couple(fun, params, images[0][:2]), calibrate(fun, params, images, statistic="variance")
 
 
 def _tell(console: Console, task: Task, results: list[Result], output: Path, seconds: float) -> None:
