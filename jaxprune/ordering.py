@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,15 +74,34 @@ def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[in
 
 
 def _highest(keys: Int[Array, "place line"], keep: Int[Array, "1 line"]) -> Bool[Array, "place line"]:
-    limits = jnp.iinfo(keys.dtype)
-
     def count(chosen: Bool[Array, "place line"]) -> Int[Array, "1 line"]:
         return jnp.sum(chosen, axis=0, dtype=jnp.int32)[None]
+
+    low, reached = bisected(lambda middle: count(keys >= middle), keep, keys.shape[0], keys.dtype)
+    ties = keys == low
+    early = jnp.cumsum(ties, axis=0, dtype=jnp.int32) <= keep - count(keys > low)
+    return jnp.where(reached == keep, keys >= low, (keys > low) | (ties & early))
+
+
+def bisected(
+    count: Callable[[Int[Array, "1 line"]], Int[Array, "1 line"]], keep: Int[Array, "1 line"], length: int, dtype: Any
+) -> tuple[Int[Array, "1 line"], Int[Array, "1 line"]]:
+    """For each line, a key with exactly `keep` keys at or above it; or the highest with more, where keys are equal.
+
+    Args:
+      count: How many keys of each line lie at or above the keys given.
+      keep: From 0 to `length`.
+      length: How many keys a line has.
+      dtype: Of the keys.
+
+    Returns:
+      The key, and how many lie at or above it.
+    """
 
     def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
         low, high, reached = state  # `reached` lie at or above low: `keep` at least; fewer at or above high
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        above = count(keys >= middle)
+        above = count(middle)
         enough = above >= keep
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle), jnp.where(enough, above, reached)
 
@@ -89,12 +109,11 @@ def _highest(keys: Int[Array, "place line"], keep: Int[Array, "1 line"]) -> Bool
         low, high, reached = state
         return jnp.any((reached != keep) & (low + 1 < high))
 
+    limits = jnp.iinfo(dtype)
     start = (
-        jnp.full_like(keep, limits.min, dtype=keys.dtype),
-        jnp.full_like(keep, limits.max, dtype=keys.dtype),
-        jnp.full_like(keep, keys.shape[0]),
+        jnp.full_like(keep, limits.min, dtype=dtype),
+        jnp.full_like(keep, limits.max, dtype=dtype),
+        jnp.full_like(keep, length),
     )
     low, _, reached = lax.while_loop(unfinished, halve, start)
-    ties = keys == low
-    early = jnp.cumsum(ties, axis=0, dtype=jnp.int32) <= keep - count(keys > low)
-    return jnp.where(reached == keep, keys >= low, (keys > low) | (ties & early))
+    return low, reached

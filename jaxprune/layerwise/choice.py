@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import budgets, ordering, patterns, tree
@@ -54,34 +53,17 @@ def highest(scores: Float[Array, "in out"], keep: Int[Array, ""], by_output: boo
     By bisection in one small loop: `selection.select` takes fewer passes, but compiles for seconds.
     """
     keys = ordering.keys(scores)
-    limits = jnp.iinfo(keys.dtype)
     groups = scores.shape[1] if by_output else 1
 
     def count(chosen: Bool[Array, "in out"]) -> Int[Array, "1 group"]:
         return jnp.sum(chosen, axis=0 if by_output else None, dtype=jnp.int32).reshape(1, groups)
 
-    def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        low, high, reached = state  # `reached` lie at or above low: `keep` at least; fewer at or above high
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        above = count(keys >= middle)
-        enough = above >= keep
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle), jnp.where(enough, above, reached)
-
-    def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
-        low, high, reached = state
-        return jnp.any((reached != keep) & (low + 1 < high))
-
-    one_for_each = (1, groups)
-    start = (
-        jnp.full(one_for_each, limits.min, keys.dtype),
-        jnp.full(one_for_each, limits.max, keys.dtype),
-        jnp.full(one_for_each, scores.size // groups, jnp.int32),
-    )
-    low, _, reached = lax.while_loop(unfinished, halve, start)
+    keep_each = jnp.full((1, groups), keep)
+    low, reached = ordering.bisected(lambda middle: count(keys >= middle), keep_each, scores.size // groups, keys.dtype)
     ties = keys == low
-    missing = keep - count(keys > low)
+    missing = keep_each - count(keys > low)
     order = jnp.cumsum(ties, axis=0, dtype=jnp.int32) if by_output else _running(ties)
-    return jnp.where(reached == keep, keys >= low, (keys > low) | (ties & (order <= missing)))
+    return jnp.where(reached == keep_each, keys >= low, (keys > low) | (ties & (order <= missing)))
 
 
 def _running(chosen: Bool[Array, "in out"]) -> Int[Array, "in out"]:
