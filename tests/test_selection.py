@@ -152,3 +152,32 @@ def test_counts_of_the_highest_agree_with_the_masks():
         assert {k: int(v) for k, v in counts.items()} == {k: int(v.sum()) for k, v in masks.items()}
         again = jaxprune.select(scores, counts)
         assert all(jax.tree.leaves(jax.tree.map(lambda m, n: bool((m == n).all()), masks, again)))
+
+
+def test_leaves_are_settled_each_in_its_own_time():
+    """Leaves that close in the first pass, or keep none or all, are left as they are while others are searched on."""
+    rng = np.random.default_rng(3)
+    trees = {
+        "none": (np.concatenate([rng.standard_normal(120_000), [np.inf]]), 0),
+        "all": (-rng.random((50, 40)), 2000),
+        "negative": (-(rng.random(70_001) ** 9), 35_000),
+        "tied": (rng.integers(0, 3, (100, 700)).astype(float), 12_345),
+        "crowded": (1 + rng.integers(0, 200, 90_000) * 2.0**-23, 45_000),
+        "small": (rng.standard_normal(7), 3),
+    }
+    scores = {name: jnp.asarray(values, jnp.float32) for name, (values, _) in trees.items()}
+    masks = jaxprune.select(scores, {name: keep for name, (_, keep) in trees.items()})
+    for name, (_, keep) in trees.items():
+        assert np.array_equal(masks[name], oracle(scores[name], keep)), name
+
+
+@pytest.mark.parametrize("distance", [1e-3, 0.3])
+@pytest.mark.parametrize("more", [1, 60, 900, 20_000])
+def test_a_little_more_than_what_is_zero_already(more, distance):
+    """Gradual pruning: half the scores are 0, then comes a gap, and the threshold lies close behind it."""
+    size = 400_000
+    rng = np.random.default_rng(more)
+    scores = (distance + 1e-2 * rng.random(size)).astype(np.float32)
+    scores[rng.permutation(size)[: size // 2]] = 0
+    keep = size // 2 - more
+    assert np.array_equal(jaxprune.select(jnp.asarray(scores), keep), oracle(scores, keep))
