@@ -6,7 +6,6 @@ six to eight times faster than the sum of a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -79,12 +78,12 @@ def _tally_rows(rows: Any, marks: Int[Array, " mark"]) -> Tally:
             jnp.where(inside, keys, bottom),
         ),
         (*(jnp.int32(0),) * len(above), top, top, bottom),
-        lambda x, y: (*_plus(x[:-3], y[:-3]), *map(jnp.minimum, x[-3:-1], y[-3:-1]), jnp.maximum(x[-1], y[-1])),
+        lambda x, y: (*spread.plus(x[:-3], y[:-3]), *map(jnp.minimum, x[-3:-1], y[-3:-1]), jnp.maximum(x[-1], y[-1])),
         (rows.ndim - 1,),
     )
     number = counts[0] - counts[1]
     lifted = [jnp.where(number >= 1, lowest, bottom).reshape(-1), jnp.where(number >= 2, highest, bottom).reshape(-1)]
-    return Tally(_sums(counts), jnp.min(least), jnp.max(number), lifted)
+    return Tally(spread.totals(counts), jnp.min(least), jnp.max(number), lifted)
 
 
 def count(piece: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
@@ -95,7 +94,7 @@ def count(piece: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
     for rows in _rows(piece, _COUNTED):
         keys = ordering.keys(rows).astype(marks.dtype)
         hits = tuple((keys >= mark).astype(jnp.int32) for mark in marks)
-        total += _sums(lax.reduce(hits, (jnp.int32(0),) * len(hits), _plus, (rows.ndim - 1,)))
+        total += spread.totals(lax.reduce(hits, (jnp.int32(0),) * len(hits), spread.plus, (rows.ndim - 1,)))
     return total
 
 
@@ -117,7 +116,7 @@ def first_equal(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tu
     blocks, rest = piece[: _BLOCKS * size].reshape(_BLOCKS, size), piece[_BLOCKS * size :]
     keys = ordering.keys(blocks)
     above = lax.reduce(
-        ((keys >= key).astype(jnp.int32), (keys > key).astype(jnp.int32)), (jnp.int32(0),) * 2, _plus, (1,)
+        ((keys >= key).astype(jnp.int32), (keys > key).astype(jnp.int32)), (jnp.int32(0),) * 2, spread.plus, (1,)
     )
     through = jnp.cumsum(above[0] - above[1])
     block = jnp.sum(through <= wanted, dtype=jnp.int32)
@@ -149,13 +148,3 @@ def _lifted_length(size: int) -> int:
 def liftable(size: int) -> float:
     """How many keys at random places of an array can be lifted out, with nine chances in ten that no row has three."""
     return 0.8 * (size / _lifted_length(size)) ** (2 / 3)
-
-
-def _sums(counts: Sequence[Keys]) -> Int[Array, " count"]:
-    """The sum of each array."""
-    zeros = (jnp.int32(0),) * len(counts)
-    return jnp.stack(lax.reduce(tuple(counts), zeros, _plus, tuple(range(counts[0].ndim))))
-
-
-def _plus(x: tuple[Array, ...], y: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(a + b for a, b in zip(x, y, strict=True))

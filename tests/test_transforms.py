@@ -38,7 +38,6 @@ def train(optimizer, steps, tree=None, state=None, spy=None):
     tree = params() if tree is None else tree
     state = optimizer.init(tree) if state is None else state
     x = jax.random.normal(jax.random.key(9), (16, 8))
-
     traces = []
 
     @jax.jit
