@@ -1,6 +1,7 @@
 """Pruning for JAX: pure functions over parameter pytrees that return masks, and masks that compose with optax."""
 
 from jaxprune import budgets as budgets
+from jaxprune import corruptions as corruptions
 from jaxprune import filters as filters
 from jaxprune import formats as formats
 from jaxprune import layerwise as layerwise
@@ -10,6 +11,8 @@ from jaxprune import slimming as slimming
 from jaxprune import statistics as statistics
 from jaxprune import targets as targets
 from jaxprune.calibrate import calibrate as calibrate
+from jaxprune.convergence import Convergence as Convergence
+from jaxprune.convergence import steps_to as steps_to
 from jaxprune.coupling import Coupling as Coupling
 from jaxprune.coupling import couple as couple
 from jaxprune.formats import deploy as deploy

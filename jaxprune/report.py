@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import metrics, tree
+from jaxprune.convergence import Convergence, averaged
+from jaxprune.corruptions import Corruption
 from jaxprune.macs import macs
 from jaxprune.typing import Masks, Params
 
@@ -35,6 +38,7 @@ class Evaluation(NamedTuple):
       bytes: What they and their masks need.
       macs: Multiply-accumulates per sample that involve a kept weight.
       milliseconds: For one batch of at most 1,000 samples; `None` where it was not timed.
+      corrupted: The accuracy under each corruption, by its name.
     """
 
     accuracy: float
@@ -44,6 +48,7 @@ class Evaluation(NamedTuple):
     bytes: int
     macs: float
     milliseconds: float | None
+    corrupted: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +60,14 @@ class Report:
       after: Of the pruned one.
       leaves: What each pruned leaf keeps.
       requested: The sparsity that was asked for, if it was said.
+      convergence: Both trainings' losses, if they were given.
     """
 
     before: Evaluation
     after: Evaluation
     leaves: Sequence[metrics.LeafSummary]
     requested: float | None = None
+    convergence: Convergence | None = None
 
     @property
     def sparsity(self) -> float:
@@ -77,6 +84,7 @@ class Report:
                 ("accuracy", before.accuracy, after.accuracy),
                 ("macro recall", before.recall, after.recall),
                 ("macro F1", before.f1, after.f1),
+                *((f"accuracy, {name}", share, after.corrupted[name]) for name, share in before.corrupted.items()),
             )
         ]
         for name, b, a in (
@@ -88,6 +96,8 @@ class Report:
         if before.milliseconds is not None and after.milliseconds is not None:
             b, a = before.milliseconds, after.milliseconds
             rows.append(("milliseconds per batch", f"{b:.2f}", f"{a:.2f}", _factor(b, a)))
+        for level, b, a in [] if self.convergence is None else self.convergence.steps():
+            rows.append((f"steps to loss {level:.3g}", _steps(b), _steps(a), _factor(b, a) if b and a else ""))
         asked = "" if self.requested is None else f"asked for {100 * self.requested:.2f} %"
         rows.append(("sparsity", "", f"{100 * self.sparsity:.2f} %", asked))
         return rows
@@ -112,7 +122,7 @@ class Report:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Draws the quality before and after and the density of each leaf, into a file.
+        """Draws the quality before and after and the density of each leaf, and what else there is, into a file.
 
         Args:
           path: Where to; the ending decides the format.
@@ -122,21 +132,15 @@ class Report:
         """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(9, 3 + 0.2 * len(self.leaves)), layout="constrained")
-        quality, kept = figure.subplots(1, 2)
-        names = ["accuracy", "macro recall", "macro F1"]
-        for offset, label, values in ((-0.2, "before", self.before), (0.2, "after", self.after)):
-            heights = [100 * value for value in (values.accuracy, values.recall, values.f1)]
-            bars = quality.bar(np.arange(3) + offset, heights, 0.4, label=label)
-            quality.bar_label(bars, fmt="%.1f")
-        quality.set_xticks(range(3), names)
-        quality.set_ylabel("per cent")
-        quality.legend(loc="lower right")
-        positions = np.arange(len(self.leaves))
-        kept.barh(positions, [100 * (1 - leaf.sparsity) for leaf in self.leaves])
-        kept.set_yticks(positions, [leaf.path for leaf in self.leaves])
-        kept.invert_yaxis()
-        kept.set_xlabel("kept, per cent")
+        draw = [_draw_quality, _draw_kept]
+        draw += [_draw_corrupted] * bool(self.before.corrupted) + [_draw_losses] * (self.convergence is not None)
+        rows = (len(draw) + 1) // 2
+        figure = Figure(figsize=(9, 3 * rows + 0.2 * len(self.leaves)), layout="constrained")
+        panels = figure.subplots(rows, 2, squeeze=False).flat
+        for axes, function in zip(panels, draw, strict=False):
+            function(axes, self)
+        for axes in list(panels)[len(draw) :]:
+            axes.set_visible(False)
         figure.savefig(path)
 
 
@@ -149,6 +153,8 @@ def report(
     masks: Masks | None = None,
     requested: float | None = None,
     timed: bool = False,
+    corruptions: Mapping[str, Corruption] | None = None,
+    convergence: Convergence | None = None,
 ) -> Report:
     """Evaluates a classifier before and after pruning on the same samples.
 
@@ -160,12 +166,15 @@ def report(
       masks: Of the pruned parameters, where they are masked; without, what differs in shape counts as pruned.
       requested: The sparsity asked for, to be shown beside the one found.
       timed: Measure the time for one batch. A masked model is not faster than a dense one; a shrunk one is.
+      corruptions: Functions from inputs to worse inputs, by name, under which the accuracy is measured again, such as
+        `corruptions.standard(jax.random.key(0))`.
+      convergence: The losses of both trainings, to compare the steps that they take.
 
     Returns:
       The evidence.
 
     Raises:
-      ValueError: Inputs and labels differ in number.
+      ValueError: Inputs and labels differ in number, or a corruption changes the shape.
       ImportError: Without scikit-learn, which `pip install "jaxprune[demo]"` brings.
 
     Example:
@@ -178,25 +187,45 @@ def report(
     if len(inputs) != len(labels):
         raise ValueError(f"`report` needs one label for each input; got {len(inputs)} inputs, {len(labels)} labels.")
     samples, answers = np.asarray(inputs), np.asarray(labels)
+    worse = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
     milliseconds = _times(before, after, samples[:_BATCH]) if timed else (None, None)
     return Report(
-        _evaluate(before, samples, answers, None, milliseconds[0]),
-        _evaluate(after, samples, answers, masks, milliseconds[1]),
+        _evaluate(before, samples, answers, worse, None, milliseconds[0]),
+        _evaluate(after, samples, answers, worse, masks, milliseconds[1]),
         metrics.summary(after[1], masks) if masks is not None else _smaller(before[1], after[1]),
         requested,
+        convergence,
     )
 
 
+def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray:
+    worse = np.asarray(corrupt(inputs))
+    if worse.shape != inputs.shape:
+        raise ValueError(
+            f"`corruptions['{name}']` must keep the shape of the inputs, {inputs.shape}; got {worse.shape}."
+        )
+    return worse
+
+
 def _evaluate(
-    model: Model, inputs: np.ndarray, labels: np.ndarray, masks: Masks | None, milliseconds: float | None
+    model: Model,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    worse: Mapping[str, np.ndarray],
+    masks: Masks | None,
+    milliseconds: float | None,
 ) -> Evaluation:
     from sklearn.metrics import accuracy_score, f1_score, recall_score
 
     macro: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
     fun, params = model
     classify = jax.jit(lambda p, x: jnp.argmax(fun(p, x), axis=-1))
-    starts = range(0, len(inputs), _BATCH)
-    predicted = np.concatenate([np.asarray(classify(params, inputs[i : i + _BATCH])) for i in starts])
+
+    def predict(samples: np.ndarray) -> np.ndarray:
+        parts = (samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH))
+        return np.concatenate([np.asarray(classify(params, part)) for part in parts])
+
+    predicted = predict(inputs)
     counted = macs(fun, params, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype), masks=masks)
     removed = 0 if masks is None else sum(leaf.size - leaf.kept for leaf in metrics.summary(params, masks))
     return Evaluation(
@@ -207,6 +236,7 @@ def _evaluate(
         metrics.nbytes(params, masks),
         float(counted.effective),
         milliseconds,
+        {name: float(accuracy_score(labels, predict(samples))) for name, samples in worse.items()},
     )
 
 
@@ -235,3 +265,47 @@ def _smaller(before: Params, after: Params) -> list[metrics.LeafSummary]:
 
 def _factor(before: float, after: float) -> str:
     return f"{before / after:.2f}x less" if after else "nothing left"
+
+
+def _steps(number: int | None) -> str:
+    return "never" if number is None else f"{number:,}"
+
+
+def _draw_pairs(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
+    """Shares in per cent, before beside after."""
+    for offset, label, shares in ((-0.2, "before", before), (0.2, "after", after)):
+        bars = axes.bar(np.arange(len(names)) + offset, [100 * share for share in shares], 0.4, label=label)
+        axes.bar_label(bars, fmt="%.1f", fontsize="small")
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize="small")
+    axes.set_ylabel("per cent")
+    axes.legend(loc="lower right")
+
+
+def _draw_quality(axes: Any, found: Report) -> None:
+    shares = [(values.accuracy, values.recall, values.f1) for values in (found.before, found.after)]
+    _draw_pairs(axes, ["accuracy", "macro recall", "macro F1"], *shares)
+
+
+def _draw_corrupted(axes: Any, found: Report) -> None:
+    names = list(found.before.corrupted)
+    _draw_pairs(axes, names, *([values.corrupted[name] for name in names] for values in (found.before, found.after)))
+    axes.set_ylabel("accuracy, per cent")
+
+
+def _draw_kept(axes: Any, found: Report) -> None:
+    axes.barh(range(len(found.leaves)), [100 * (1 - leaf.sparsity) for leaf in found.leaves])
+    axes.set_yticks(range(len(found.leaves)), [leaf.path for leaf in found.leaves])
+    axes.invert_yaxis()
+    axes.set_xlabel("kept, per cent")
+
+
+def _draw_losses(axes: Any, found: Report) -> None:
+    assert found.convergence is not None
+    window = found.convergence.window
+    for label, losses in (("before", found.convergence.before), ("after", found.convergence.after)):
+        axes.plot(np.arange(window, len(losses) + 1), averaged(losses, window), label=label)
+    for level, *_ in found.convergence.steps():
+        axes.axhline(level, color="black", linewidth=0.5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend(loc="upper right")

@@ -1,0 +1,130 @@
+"""Inputs made worse in known ways, to see what a pruned model has lost that clean samples do not show.
+
+A corruption is a function from inputs to inputs of the same shape. Those that draw are made with a key, so that every
+model that is compared sees the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.typing import PRNGKey
+
+Corruption: TypeAlias = Callable[[Any], Any]
+"""From inputs `(n, ...)` to inputs of the same shape."""
+
+
+def standard(key: PRNGKey) -> dict[str, Corruption]:
+    """A set for images: noise at two levels, blur, less contrast, and a tenth covered.
+
+    Args:
+      key: From `jax.random.key`.
+
+    Returns:
+      Corruptions by name, for `jaxprune.report(..., corruptions=)`.
+
+    Example:
+      >>> list(standard(jax.random.key(0)))
+      ['noise 0.5', 'noise 1', 'blur 1', 'contrast 0.3', 'occlusion 10 %']
+
+    References:
+      After Hendrycks and Dietterich, 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+      Perturbations".
+    """
+    low, high, place = jax.random.split(key, 3)
+    return {
+        "noise 0.5": noise(low, 0.5),
+        "noise 1": noise(high, 1.0),
+        "blur 1": blur(1.0),
+        "contrast 0.3": contrast(0.3),
+        "occlusion 10 %": occlusion(place, 0.1),
+    }
+
+
+def noise(key: PRNGKey, level: float) -> Corruption:
+    """Adds Gaussian noise to inputs of any kind.
+
+    Args:
+      key: From `jax.random.key`.
+      level: The noise's standard deviation over that of all inputs.
+
+    Example:
+      >>> noisy = noise(jax.random.key(0), 0.5)(jnp.array([[-1.0, 1.0]] * 1000))
+      >>> print(noisy.shape, noisy[:, 0].std().round(1))
+      (1000, 2) 0.5
+    """
+
+    def corrupt(inputs: Any) -> Any:
+        inputs = jnp.asarray(inputs)
+        return inputs + level * jnp.std(inputs) * jax.random.normal(key, inputs.shape, inputs.dtype)
+
+    return corrupt
+
+
+def blur(sigma: float) -> Corruption:
+    """Blurs images `(n, height, width, ...)` by a Gaussian; what is beyond the edge is as the edge.
+
+    Args:
+      sigma: Its standard deviation in pixels, above 0.
+    """
+    reach = math.ceil(3 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weights = [float(weight) for weight in weights / weights.sum()]
+
+    def corrupt(images: Any) -> Any:
+        images = jnp.asarray(images)
+        for axis in (1, 2):
+            edges = [(reach, reach) if a == axis else (0, 0) for a in range(images.ndim)]
+            wide, size = jnp.pad(images, edges, mode="edge"), images.shape[axis]
+            images = sum(w * lax.slice_in_dim(wide, i, i + size, axis=axis) for i, w in enumerate(weights))
+        return images
+
+    return corrupt
+
+
+def contrast(factor: float) -> Corruption:
+    """Draws every sample towards its mean.
+
+    Args:
+      factor: What the distance is multiplied by; 0 leaves nothing to see.
+    """
+
+    def corrupt(inputs: Any) -> Any:
+        inputs = jnp.asarray(inputs)
+        mean = jnp.mean(inputs, axis=tuple(range(1, inputs.ndim)), keepdims=True)
+        return mean + factor * (inputs - mean)
+
+    return corrupt
+
+
+def occlusion(key: PRNGKey, share: float) -> Corruption:
+    """Covers a square at a place of its own in each image `(n, height, width, ...)` with the mean of all.
+
+    Args:
+      key: From `jax.random.key`.
+      share: Of the image that is covered, in [0, 1].
+
+    References:
+      DeVries and Taylor, 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".
+    """
+
+    def corrupt(images: Any) -> Any:
+        images = jnp.asarray(images)
+        number, sizes = len(images), images.shape[1:3]
+        covered = jnp.ones((number, 1, 1), jnp.bool_)
+        for axis, (size, draw) in enumerate(zip(sizes, jax.random.split(key), strict=True)):
+            side = round(size * math.sqrt(share))
+            first = jax.random.randint(draw, (number, 1), 0, size - side + 1)
+            at = jnp.arange(size)[None]
+            covered &= jnp.expand_dims((at >= first) & (at < first + side), 2 - axis)
+        covered = covered.reshape(number, *sizes, *[1] * (images.ndim - 3))
+        return jnp.where(covered, jnp.mean(images), images)
+
+    return corrupt
