@@ -46,10 +46,10 @@ FIXED: dict[str, Any] = {
 
 # Whether the neurons that vary most go, not least, and whether their mean is put into the next bias.
 VARIANCE: dict[str, tuple[bool, bool]] = {
-    "var-largest": (True, False),
-    "var-largest+mean": (True, True),
-    "var-smallest": (False, False),
-    "var-smallest+mean": (False, True),
+    "var-large": (True, False),
+    "var-large+mean": (True, True),
+    "var-small": (False, False),
+    "var-small+mean": (False, True),
 }
 _UNTRAINED = (0.25, 0.5)  # without retraining, larger fractions leave every rule at chance
 
@@ -265,7 +265,7 @@ def _by_variance(name: str, task: Task, fun: Callable[..., Any], params: Params,
         (fun, params), (small, small_params), task.data.test_images, task.data.test_labels, requested=sparsity
     )
     shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
-    return Result(name, sparsity, evidence, shown, f"{100 * sparsity:g} % of units gone, not retrained")
+    return Result(name, sparsity, evidence, shown, "whole units are removed, and nothing is retrained")
 
 
 def _measured(task: Task, fun: Callable[..., Any], params: Params) -> tuple[Coupling, Statistics]:
@@ -278,7 +278,7 @@ def _tell(console: Console, task: Task, results: list[Result], output: Path, sec
     """Prints the table and writes the files."""
     dense = results[0].report.before
     table = Table(title=f"{task.data.name}, {len(task.data.test_labels)} held-out images, in per cent", box=SIMPLE_HEAD)
-    table.add_column("strategy")
+    table.add_column("strategy", no_wrap=True)
     for heading in ("sparsity", "accuracy", "change", "recall", "F1", "weights", "KiB"):
         table.add_column(heading, justify="right")
     table.add_row("dense", "", *_quality(dense, dense), *_size(dense), end_section=True)
@@ -288,9 +288,12 @@ def _tell(console: Console, task: Task, results: list[Result], output: Path, sec
             result.strategy, f"{100 * evidence.sparsity:.2f}", *_quality(dense, evidence.after), *_size(evidence.after)
         )
     console.print(table)
+    noted: dict[str, dict[str, None]] = {}
     for result in results:
-        if result.note:
-            console.print(f"{result.strategy}: {result.note}.")
+        noted.setdefault(result.note, {})[result.strategy] = None
+    for note, names in noted.items():
+        if note:
+            console.print(f"{', '.join(names)}: {note}.")
     output.mkdir(parents=True, exist_ok=True)
     curves: dict[str, list[tuple[float, float]]] = {}
     for result in results:

@@ -27,7 +27,7 @@ def gradual(
     Masks are refreshed at `begin`, every `every` updates from there, and at `end`, whatever `every` is, so the last
     sparsity of the schedule is always reached. Updates are counted from 0. Between refreshes, and after the last, the
     optimizer is wrapped as by `masked`. What the optimizer remembers of a weight is zeroed when the weight is pruned;
-    one that comes back is 0 until the next update moves it.
+    one that comes back starts from 0 with nothing remembered.
 
     Args:
       optimizer: Any optax optimizer; extra arguments are passed on to it.
@@ -64,4 +64,5 @@ def gradual(
         del masks
         return inputs.call(strategy, params, grads, inputs.at(sparsity, step - begin))
 
-    return refreshed(optimizer, start, refresh, Times("gradual", begin, end, every), packed=packed)
+    times = Times("gradual", begin, end, every)
+    return refreshed(optimizer, start, refresh, times, regrown_wait=False, packed=packed)

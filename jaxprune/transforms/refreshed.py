@@ -69,12 +69,13 @@ def refreshed(
     refresh: Callable[[Int[Array, ""], Params, Grads, Masks], Masks],
     times: Times,
     *,
+    regrown_wait: bool = True,
     packed: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer as `masked` does, with masks that change.
 
-    What the optimizer remembers of a weight is zeroed when the weight is pruned. A weight that a refresh brings back
-    is exactly 0, with nothing remembered, until the next update moves it.
+    What the optimizer remembers of a weight is zeroed when the weight is pruned, so that one that comes back starts
+    from 0 with nothing remembered.
 
     Args:
       optimizer: Any optax optimizer; extra arguments are passed on to it.
@@ -82,6 +83,8 @@ def refreshed(
       refresh: `refresh(step, params, grads, masks)`, the new masks; run at its times only. The gradients are those
         handed in, of pruned weights too.
       times: When to refresh.
+      regrown_wait: Whether a weight that a refresh brings back is exactly 0 until the next update moves it, or takes
+        part in this one already. Costs every step a look at two sets of masks.
       packed: Keep the masks in the state at one bit per weight.
 
     Returns:
@@ -103,7 +106,9 @@ def refreshed(
             lambda: at_rest(refresh(state.step, params, updates, before)),
             lambda: state.masks,
         )
-        visible = masking.intersection(before, masking.unpack(resting))
+        visible = masking.unpack(resting)
+        if regrown_wait:
+            visible = masking.intersection(before, visible)
         # At every step, not only at a refresh: XLA fuses it into the optimizer, while a state that passes through
         # `cond` would be copied.
         inner = states.zero_pruned(state.inner, params, visible)
