@@ -106,7 +106,7 @@ def test_products_are_found_through_transposes_casts_and_calls(params):
 def test_deploy_computes_the_masked_model(params, sparse_wins, monkeypatch):
     """With a clock that favours either side, since a real one decides as it likes."""
 
-    def seconds(calls, repeats):
+    def seconds(calls, repeats, together=0.5):
         first = 1.0 if sparse_wins else 0.1
         slow = {0: first, 1: first}
         return np.array(
@@ -135,7 +135,7 @@ def test_the_dense_model_comes_back_where_the_whole_is_no_faster(params, monkeyp
         return np.array([np.full(repeats, 0.5 if i > 1 else 1.0) for i in range(len(calls))])
 
     monkeypatch.setattr(
-        timing, "seconds", lambda calls, n: seconds(calls, n) * ([[1.0], [1.1]] if len(calls) == 2 else 1)
+        timing, "seconds", lambda calls, n, _=0: seconds(calls, n) * ([[1.0], [1.1]] if len(calls) == 2 else 1)
     )
     masks = jaxprune.magnitude(params, 0.75, pattern=patterns.Block((16, 16)))
     same, same_params, choices = jaxprune.deploy(model, params, masks, jax.ShapeDtypeStruct((7, 32), jnp.float32))
@@ -149,7 +149,7 @@ def test_a_race_is_run_once_for_kernels_of_the_same_form(monkeypatch):
     kernel, mask = kernel_and_mask(shape=(128, 64))
     mask[:] = np.kron(np.eye(2), np.ones((64, 32)))
     runs = []
-    monkeypatch.setattr(timing, "seconds", lambda calls, n: runs.append(len(calls)) or np.ones((len(calls), n)))
+    monkeypatch.setattr(timing, "seconds", lambda calls, n, _=0: runs.append(len(calls)) or np.ones((len(calls), n)))
     found = products(trace(lambda w, x: x @ w, jnp.asarray(kernel), jnp.ones((4, 128))))
     known = race.Known({})
     for _ in range(2):
@@ -161,10 +161,21 @@ def test_a_race_is_run_once_for_kernels_of_the_same_form(monkeypatch):
 def test_timings_are_those_of_the_functions():
     slow = functools.partial(jax.jit(jnp.linalg.inv), jnp.eye(200))
     quick = functools.partial(jax.jit(lambda x: x + 1), jnp.ones(()))
-    times = timing.seconds([slow, quick], 3)
+    times = timing.seconds([slow, quick], 3, together=0.0)
     assert times.shape == (2, 3)
+    assert timing.seconds([slow, quick], 3, together=0.1).shape[1] > 3
     assert timing.speedup(times, of=1, over=0) > 3
     assert math.isclose(timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
+
+
+def test_a_speedup_is_sure_where_nearly_all_timings_show_it():
+    ones = np.ones(100)
+    assert timing.sure_speedup(np.array([1.1 * ones, ones]), of=1, over=0) == 1.1
+    mixed = np.where(np.arange(100) % 5 < 2, 0.5, 1.1)  # 60 % of the timings, which is two standard deviations
+    assert timing.sure_speedup(np.array([mixed, ones]), of=1, over=0) == 1.1
+    mixed = np.where(np.arange(100) % 9 < 4, 0.5, 1.1)
+    assert timing.speedup(np.array([mixed, ones]), of=1, over=0) == 1.1
+    assert timing.sure_speedup(np.array([mixed, ones]), of=1, over=0) == 0.5
 
 
 def test_balanced_blocks_are_equally_many_for_all_outputs_and_the_best_there():

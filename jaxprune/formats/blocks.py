@@ -18,7 +18,7 @@ _BATCH = 128  # samples per program
 def strip_products(
     x: Float[Array, "batch in"],
     index: Int[Array, "strip kept"],
-    values: Float[Array, "strip weight column"],
+    values: Float[Array, "strip column weight"],
     rows: int,
     *,
     interpret: bool | None = None,
@@ -32,7 +32,7 @@ def strip_products(
       rows: Inputs of a block. On a TPU they and the columns should be multiples of 128, on a GPU powers of two from 16.
       interpret: Run it as ordinary operations; `None` does so on a CPU.
     """
-    (strips, _), columns = index.shape, values.shape[2]
+    (strips, _), columns = index.shape, values.shape[1]
     samples = min(_BATCH, pl.next_power_of_2(x.shape[0]))
     padded = jnp.pad(x, ((0, -x.shape[0] % samples), (0, 0)))
     # The index comes first: a TPU keeps it in scalar memory, a GPU reads it like any array.
@@ -60,8 +60,8 @@ def _strip(index: Any, x: Any, values: Any, out: Any, *, rows: int, kept: int) -
 
     def add(i: Any, total: Array) -> Array:
         start = pl.multiple_of(index[strip, i] * rows, rows)
-        read, weights = x[:, pl.ds(start, rows)], values[0, pl.ds(pl.multiple_of(i * rows, rows), rows), :]
-        return total + jnp.dot(read, weights, preferred_element_type=jnp.float32)
+        read, weights = x[:, pl.ds(start, rows)], values[0, :, pl.ds(pl.multiple_of(i * rows, rows), rows)]
+        return total + jnp.dot(read, weights.T, preferred_element_type=jnp.float32)
 
     total = lax.fori_loop(0, kept, add, jnp.zeros(out.shape, jnp.float32))
     out[...] = total.astype(out.dtype)

@@ -21,8 +21,8 @@ from jaxprune.jaxpr.stored import Held, evaluate
 from jaxprune.jaxpr.trace import arrays, trace
 from jaxprune.typing import Masks, Params
 
-_REPEATS = 11
-_NO_GAIN = "the whole function is no faster with what won by itself"
+_REPEATS, _SECONDS = 11, 2.0  # timings of the whole function at least, and how long they take at least
+_NO_GAIN = "the whole function is not faster for sure with what won by itself"
 
 
 class Choice(NamedTuple):
@@ -126,9 +126,9 @@ def deploy(
                 chosen[path] = form
     fast_fun, fast_params = deployed_fun(fun), tree.map_with_path(chosen.get, masked)
     models = [(jax.jit(fun), masked), (jax.jit(fast_fun), fast_params)]
-    times = timing.seconds([functools.partial(call, tree_, *inputs) for call, tree_ in models], _REPEATS)
+    times = timing.seconds([functools.partial(call, tree_, *inputs) for call, tree_ in models], _REPEATS, _SECONDS)
     dense, fast = (1e3 * float(np.median(row)) for row in times)
-    if not chosen or timing.speedup(times, of=1, over=0) < 1:
+    if not chosen or timing.sure_speedup(times, of=1, over=0) <= 1:
         stay = [
             leaf._replace(form="dense", chosen=leaf.dense, reason=_NO_GAIN) if leaf.path in chosen else leaf
             for leaf in leaves

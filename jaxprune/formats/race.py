@@ -14,8 +14,8 @@ from jaxprune.formats.candidates import candidates
 from jaxprune.formats.dense import Dense
 from jaxprune.formats.products import Products
 
-_MARGIN, _LAYOUT_MARGIN = 1.05, 1.02  # by which a form or a layout must win, so that noise alone chooses none
-_ROUGH, _FINE = 3, 11  # timings of every form, and of the best
+_MARGIN, _LAYOUT_MARGIN = 1.05, 1.01  # by which a form must win, and a layout for sure, so that noise chooses none
+_ROUGH, _FINE = 3, 11  # timings of every form, and of the best, at least
 _FINALISTS = 2
 
 
@@ -73,10 +73,10 @@ def _race(forms: list[Any], products: Products) -> tuple[int, Winner]:
     dense = float(medians[layout])
     sparse = int(np.argmin(medians[2:])) + 2 if len(finalists) > 2 else layout
     gain = timing.speedup(times, of=sparse, over=layout)
-    if sparse != layout and gain >= _MARGIN:
+    if gain >= _MARGIN and timing.sure_speedup(times, of=sparse, over=layout) > 1:
         return finalists[sparse], Winner(None, dense, float(medians[sparse]), f"{gain:.2f} times the best dense")
     why = f"the best sparse form reaches {gain:.2f} of it" if sparse != layout else "the mask has no form worth timing"
-    if layout == 1 and timing.speedup(times, of=1, over=0) >= _LAYOUT_MARGIN:
+    if timing.sure_speedup(times, of=1, over=0) >= _LAYOUT_MARGIN:
         return 1, Winner(None, dense, dense, why)
     return 0, Winner(None, dense, float(medians[0]), why)
 

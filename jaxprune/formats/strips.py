@@ -22,7 +22,7 @@ from jaxprune.typing import Kernel, Mask
 
 Method: TypeAlias = Literal["strip by strip", "batched", "pallas"]
 
-_NARROW, _OUTPUTS = 16, 64  # below so many columns, a step of "strip by strip" takes strips of so many outputs together
+_OUTPUTS = 64  # of a step of "strip by strip": narrower strips are taken together
 
 
 @functools.partial(
@@ -34,7 +34,8 @@ class Strips:
 
     Attributes:
       index: Which blocks of inputs a strip reads, int32, ascending.
-      values: Their weights, block after block. A strip with fewer blocks than the fullest is filled up with zeros.
+      values: Their weights, block after block, for each output. A strip with fewer blocks than the fullest is filled
+        up with zeros.
       rows: Inputs of a block.
       inputs: Of the kernel.
       method: "strip by strip" gathers and multiplies in a loop, which stays in a processor's cache; "batched" is one
@@ -42,7 +43,7 @@ class Strips:
     """
 
     index: Int[Array, "strip kept"]
-    values: Float[Array, "strip weight column"]
+    values: Float[Array, "strip column weight"]
     rows: int
     inputs: int
     method: Method = "strip by strip"
@@ -70,18 +71,18 @@ class Strips:
         Example:
           >>> kernel = jnp.arange(8.0).reshape(4, 2)
           >>> stored = Strips.of(kernel, kernel > 3, block=(2, 1))
-          >>> stored.index.tolist(), stored.values[..., 0].tolist()
+          >>> stored.index.tolist(), stored.values[:, 0].tolist()
           ([[1], [1]], [[4.0, 6.0], [5.0, 7.0]])
         """
         (inputs, outputs), (rows, columns) = kernel.shape, block
         if inputs % rows or outputs % columns:
             raise ValueError(f"`Strips` needs blocks that divide the kernel {kernel.shape}; got {block}.")
         tiles = np.where(mask, kernel, 0).reshape(inputs // rows, rows, outputs // columns, columns)
-        tiles = tiles.transpose(2, 0, 1, 3)
+        tiles = tiles.transpose(2, 3, 0, 1)
         filled = block_fill(np.asarray(mask), block).T
         kept = max(1, int(filled.sum(1).max()))
         index = np.sort(np.argsort(~filled, axis=1, kind="stable")[:, :kept], axis=1).astype(np.int32)
-        values = np.take_along_axis(tiles, index[:, :, None, None], 1).reshape(len(index), kept * rows, columns)
+        values = np.take_along_axis(tiles, index[:, None, :, None], 2).reshape(len(index), columns, kept * rows)
         return cls(jnp.asarray(index), jnp.asarray(values, kernel.dtype), rows, inputs, method)
 
     @property
@@ -92,14 +93,14 @@ class Strips:
     @property
     def columns(self) -> int:
         """Outputs of a block."""
-        return self.values.shape[2]
+        return self.values.shape[1]
 
     def dense(self) -> Kernel:
         """The kernel, `(in, out)`."""
         strips, kept = self.index.shape
-        tiles = self.values.reshape(strips, kept, self.rows, self.columns)
+        tiles = self.values.reshape(strips, self.columns, kept, self.rows)
         empty = jnp.zeros((strips, self.inputs // self.rows, self.rows, self.columns), self.values.dtype)
-        filled = empty.at[jnp.arange(strips)[:, None], self.index].set(tiles)
+        filled = empty.at[jnp.arange(strips)[:, None], self.index].set(jnp.moveaxis(tiles, 1, 3))
         return jnp.moveaxis(filled, 0, 2).reshape(self.inputs, strips * self.columns)
 
     def astype(self, dtype: Any) -> Strips:
@@ -114,18 +115,18 @@ class Strips:
         """`x @ kernel`."""
         if self.method == "pallas":
             return strip_products(x, self.index, self.values, self.rows)
-        blocks = x.T.reshape(-1, self.rows, x.shape[0])
+        # Whole rows are copied only if the transpose is not fused into the gather.
+        blocks = lax.optimization_barrier(x.T.reshape(-1, self.rows, x.shape[0]))
 
         def strip(part: tuple[Array, Array]) -> Array:
             index, values = part
-            read = blocks.at[index].get(mode="promise_in_bounds").reshape(-1, x.shape[0])
-            return lax.dot_general(values, read, (((0,), (0,)), ((), ())))
+            return values @ blocks.at[index].get(mode="promise_in_bounds").reshape(-1, x.shape[0])
 
         if self.method == "batched":
             out = jax.vmap(strip)((self.index, self.values))
         else:
-            together = _OUTPUTS // self.columns if self.columns < _NARROW else None
-            out = lax.map(strip, (self.index, self.values), batch_size=together)
+            together = _OUTPUTS // self.columns
+            out = lax.map(strip, (self.index, self.values), batch_size=together if together > 1 else None)
         return out.reshape(-1, x.shape[0]).T
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,18 +10,27 @@ from typing import Any
 import jax
 import numpy as np
 
-_SHORTEST = 2e-3  # seconds that one timing takes at least
+_SHORTEST = 5e-3  # seconds of one timing at least, so that the cache holds what it would hold in use
 
 
-def seconds(calls: Sequence[Callable[[], Any]], repeats: int) -> np.ndarray:
-    """Seconds per call: `(calls, repeats)`.
+def seconds(calls: Sequence[Callable[[], Any]], least: int, together: float = 0.5) -> np.ndarray:
+    """Seconds per call, each waited for: `(calls, timings)`.
 
     Args:
-      calls: Each returns arrays to wait for. They are called twice before, to compile and to warm up.
-      repeats: Timings of each.
+      calls: Each returns arrays to wait for. They are called before, to compile and to warm up.
+      least: Timings of each, at least.
+      together: Seconds that all timings take at least; quick functions are timed more often.
     """
-    inner = [max(1, round(_SHORTEST / max(_once(call), 1e-7))) for call in _warm(calls)]
-    return np.array([[_once(call, n) for call, n in zip(calls, inner, strict=True)] for _ in range(repeats)]).T
+    for call in calls:
+        jax.block_until_ready(call())
+    inner = [math.ceil(_SHORTEST / _each(call, 1)) for call in calls]
+    turns = list(enumerate(zip(calls, inner, strict=True)))
+    once = sum(n * _each(call, n) for _, (call, n) in turns)
+    times = np.empty((len(calls), max(least, math.ceil(together / once))))
+    for repeat in range(times.shape[1]):
+        for place, (call, n) in turns[:: 1 if repeat % 2 else -1]:
+            times[place, repeat] = _each(call, n)
+    return times
 
 
 def speedup(times: np.ndarray, of: int, over: int) -> float:
@@ -28,14 +38,14 @@ def speedup(times: np.ndarray, of: int, over: int) -> float:
     return float(np.median(times[over] / times[of]))
 
 
-def _warm(calls: Sequence[Callable[[], Any]]) -> Sequence[Callable[[], Any]]:
-    for call in calls:
-        jax.block_until_ready(call())
-    return calls
+def sure_speedup(times: np.ndarray, of: int, over: int) -> float:
+    """How much faster one is at least, with 97 % confidence: the ratio two standard deviations below the middle one."""
+    ratios = np.sort(times[over] / times[of])
+    return float(ratios[max(0, math.floor(len(ratios) / 2 - math.sqrt(len(ratios))))])
 
 
-def _once(call: Callable[[], Any], inner: int = 1) -> float:
+def _each(call: Callable[[], Any], calls: int) -> float:
     start = time.perf_counter()
-    results = [call() for _ in range(inner)]
-    jax.block_until_ready(results)
-    return (time.perf_counter() - start) / inner
+    for _ in range(calls):
+        jax.block_until_ready(call())
+    return (time.perf_counter() - start) / calls
