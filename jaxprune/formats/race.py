@@ -15,7 +15,7 @@ from jaxprune.formats.dense import Dense
 from jaxprune.formats.products import Products
 
 _MARGIN, _LAYOUT_MARGIN = 1.05, 1.01  # by which a form must win, and a layout for sure, so that noise chooses none
-_ROUGH, _FINE = 3, 11  # timings of every form, and of the best, at least
+_ROUGH, _FINE = 5, 11  # timings of every form, and of the best, at least
 _FINALISTS = 2
 
 
