@@ -24,13 +24,9 @@ def seconds(calls: Sequence[Callable[[], Any]], least: int, together: float = 0.
     for call in calls:
         jax.block_until_ready(call())
     inner = [math.ceil(_SHORTEST / _each(call, 1)) for call in calls]
-    turns = list(enumerate(zip(calls, inner, strict=True)))
-    once = sum(n * _each(call, n) for _, (call, n) in turns)
-    times = np.empty((len(calls), max(least, math.ceil(together / once))))
-    for repeat in range(times.shape[1]):
-        for place, (call, n) in turns[:: 1 if repeat % 2 else -1]:
-            times[place, repeat] = _each(call, n)
-    return times
+    once = sum(n * _each(call, n) for call, n in zip(calls, inner, strict=True))
+    repeats = max(least, math.ceil(together / once))
+    return np.array([[_each(call, n) for call, n in zip(calls, inner, strict=True)] for _ in range(repeats)]).T
 
 
 def speedup(times: np.ndarray, of: int, over: int) -> float:
