@@ -19,8 +19,7 @@ from jaxprune.typing import Score
 Keys: TypeAlias = Int[Array, "..."]
 
 _COUNTED = 512  # how long a row is that is only counted
-_LARGE = 2**23  # from this size on rows to lift from are long, below it short: there should be many rows as well
-_LONG, _SHORT = 64, 32
+_LENGTHS = {2**23: 64, 2**15: 32, 0: 8}  # of rows to lift from, by size from which on: there should be many as well
 _BLOCKS = 2**10
 _SMALL = 2**12  # ties among so few are summed up one by one
 
@@ -42,14 +41,15 @@ class Tally(NamedTuple):
     lifted: list[Keys]
 
 
-def tally(piece: Any, marks: Int[Array, " mark"]) -> Tally:
+def tally(piece: Any, marks: Int[Array, " mark"], absolute: bool) -> Tally:
     """Counts keys at all marks and lifts out those in the window between the first two.
 
     Args:
       piece: Scores, or keys.
       marks: Keys, at least three; the first two in ascending order.
+      absolute: Whether scores rank by absolute value.
     """
-    parts = [_tally_rows(rows, marks) for rows in _rows(piece, _lifted_length(piece.size))]
+    parts = [_tally_rows(rows, marks, absolute) for rows in _rows(piece, _lifted_length(piece.size))]
     return Tally(
         sum((part.above for part in parts), jnp.zeros_like(marks, jnp.int32)),
         jnp.min(jnp.stack([part.least for part in parts])),
@@ -60,14 +60,14 @@ def tally(piece: Any, marks: Int[Array, " mark"]) -> Tally:
 
 def no_tally(piece: Any, marks: Int[Array, " mark"]) -> Tally:
     """The tally of an array that is not looked at."""
-    shapes = jax.eval_shape(tally, piece, marks)
+    shapes = jax.eval_shape(lambda *args: tally(*args, absolute=False), piece, marks)
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
 
-def _tally_rows(rows: Any, marks: Int[Array, " mark"]) -> Tally:
+def _tally_rows(rows: Any, marks: Int[Array, " mark"], absolute: bool) -> Tally:
     limits = jnp.iinfo(marks.dtype)
     bottom, top = jnp.array(limits.min, marks.dtype), jnp.array(limits.max, marks.dtype)
-    keys = ordering.keys(rows).astype(marks.dtype)
+    keys = ordering.keys(rows, absolute).astype(marks.dtype)
     above = [keys >= mark for mark in marks]
     inside = above[0] & ~above[1]
     *counts, least, lowest, highest = lax.reduce(
@@ -86,19 +86,21 @@ def _tally_rows(rows: Any, marks: Int[Array, " mark"]) -> Tally:
     return Tally(spread.totals(counts), jnp.min(least), jnp.max(number), lifted)
 
 
-def count(piece: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
+def count(piece: Any, marks: Int[Array, " mark"], absolute: bool) -> Int[Array, " mark"]:
     """How many keys lie at or above each mark."""
     if meshes.is_spread(piece):
-        return spread.count(piece, marks)
+        return spread.count(piece, marks, absolute)
     total = jnp.zeros_like(marks, jnp.int32)
     for rows in _rows(piece, _COUNTED):
-        keys = ordering.keys(rows).astype(marks.dtype)
+        keys = ordering.keys(rows, absolute).astype(marks.dtype)
         hits = tuple((keys >= mark).astype(jnp.int32) for mark in marks)
         total += spread.totals(lax.reduce(hits, (jnp.int32(0),) * len(hits), spread.plus, (rows.ndim - 1,)))
     return total
 
 
-def first_equal(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def first_equal(
+    piece: Score, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Where to cut the flat scores so that `wanted` scores with this key lie before it.
 
     The scores are counted in each of many blocks; only the block in which the count passes `wanted` is looked into.
@@ -107,14 +109,14 @@ def first_equal(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tu
       The index of the cut, and how many such scores lie before it: fewer than `wanted` where there are no more.
     """
     if meshes.is_spread(piece):
-        return spread.first_equal(piece, key, wanted)
+        return spread.first_equal(piece, key, wanted, absolute)
     piece = piece.reshape(-1)
     if piece.size <= _SMALL:
-        through = jnp.cumsum((ordering.keys(piece) == key).astype(jnp.int32))
+        through = jnp.cumsum((ordering.keys(piece, absolute) == key).astype(jnp.int32))
         return jnp.sum(through <= wanted, dtype=jnp.int32), jnp.minimum(wanted, jnp.max(through, initial=0))
     size = piece.size // _BLOCKS
     blocks, rest = piece[: _BLOCKS * size].reshape(_BLOCKS, size), piece[_BLOCKS * size :]
-    keys = ordering.keys(blocks)
+    keys = ordering.keys(blocks, absolute)
     above = lax.reduce(
         ((keys >= key).astype(jnp.int32), (keys > key).astype(jnp.int32)), (jnp.int32(0),) * 2, spread.plus, (1,)
     )
@@ -122,8 +124,8 @@ def first_equal(piece: Score, key: Int[Array, ""], wanted: Int[Array, ""]) -> tu
     block = jnp.sum(through <= wanted, dtype=jnp.int32)
     before = jnp.where(block > 0, through[jnp.maximum(block - 1, 0)], 0)
     start = jnp.minimum(block, _BLOCKS - 1) * size
-    inside, taken_inside = first_equal(lax.dynamic_slice(piece, (start,), (size,)), key, wanted - before)
-    beyond, taken_beyond = first_equal(rest, key, wanted - through[-1])
+    inside, taken_inside = first_equal(lax.dynamic_slice(piece, (start,), (size,)), key, wanted - before, absolute)
+    beyond, taken_beyond = first_equal(rest, key, wanted - through[-1], absolute)
     return (
         jnp.where(block < _BLOCKS, start + inside, _BLOCKS * size + beyond),
         jnp.where(block < _BLOCKS, before + taken_inside, through[-1] + taken_beyond),
@@ -142,7 +144,7 @@ def _rows(piece: Any, length: int) -> list[Any]:
 
 
 def _lifted_length(size: int) -> int:
-    return _LONG if size >= _LARGE else _SHORT
+    return next(length for least, length in _LENGTHS.items() if size >= least)
 
 
 def liftable(size: int) -> float:

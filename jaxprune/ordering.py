@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 _INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
-def keys(values: Float[Array, "..."] | Int[Array, "..."]) -> Int[Array, "..."]:
+def keys(values: Float[Array, "..."] | Int[Array, "..."], absolute: bool = False) -> Int[Array, "..."]:
     """Signed integers that order as the values do: -0 equals 0, NaN comes below -infinity.
 
     Args:
       values: Any real floating dtype of two, four or eight bytes. Integers, being keys already, are returned.
+      absolute: Order by absolute value.
 
     Returns:
       int32, or int64 for float64, of the same shape. Consecutive floats get consecutive integers.
@@ -35,7 +36,7 @@ def keys(values: Float[Array, "..."] | Int[Array, "..."]) -> Int[Array, "..."]:
         bits = bits.astype(jnp.int32)
     infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, values.dtype), integer).astype(bits.dtype)
     magnitude = bits & jnp.array(jnp.iinfo(integer).max, bits.dtype)
-    ordered = jnp.where(bits < 0, -magnitude, magnitude)
+    ordered = magnitude if absolute else jnp.where(bits < 0, -magnitude, magnitude)
     return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min, bits.dtype), ordered)
 
 

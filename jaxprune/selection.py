@@ -22,7 +22,7 @@ from jaxprune.threshold import Bracket, Problem, find
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
 
 
-def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured()) -> Masks:
+def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured(), absolute: bool = False) -> Masks:
     """Keeps the highest scores, exactly as many as asked.
 
     Ties go to the lowest flat index. NaN is pruned first. The counts may be traced: changing them does not recompile.
@@ -32,6 +32,8 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
       keep: For each leaf how many groups of the pattern to keep, from 0 to all of them; or one number for all leaves
         together, which then compete with each other. Ignored by a pattern that fixes its sparsity.
       pattern: What is removed together.
+      absolute: Keep the highest absolute values. That spares memory and a pass over it where the pattern is
+        `Unstructured`, since absolute values need not be written down.
 
     Returns:
       Masks with the structure of `scores`.
@@ -46,6 +48,8 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
       [[ True False]
        [ True False]]
     """
+    if absolute and not isinstance(pattern, patterns.Unstructured):
+        scores, absolute = jax.tree.map(jnp.abs, scores), False
     if isinstance(pattern, patterns.Along):
         return _along_lines(scores, keep, pattern)
     jointly = isinstance(keep, int | np.integer) or (tree.is_array(keep) and keep.ndim == 0)
@@ -64,7 +68,7 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
     checked = jnp.stack([_checked_count(*args) for args in zip(names, counts, sizes, strict=True)])
-    kept = _select(pooled, checked, jointly=jointly)
+    kept = _select(pooled, checked, jointly=jointly, absolute=absolute)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
@@ -119,22 +123,24 @@ def _checked_count(name: str, count: Any, size: int) -> Int[Array, ""]:
     return jnp.int32(count)
 
 
-@functools.partial(jax.jit, static_argnames="jointly")
-def _select(scores: tuple[Score, ...], keep: Int[Array, " group"], *, jointly: bool) -> tuple[Mask, ...]:
+@functools.partial(jax.jit, static_argnames=("jointly", "absolute"))
+def _select(
+    scores: tuple[Score, ...], keep: Int[Array, " group"], *, jointly: bool, absolute: bool = False
+) -> tuple[Mask, ...]:
     """Masks of the scores themselves; one group for all leaves or one for each."""
     # Keys of different dtypes do not compare.
     dtype = functools.reduce(tree.promote, [score.dtype for score in scores])
     pieces = [score.astype(dtype) for score in scores]
     group = [0 if jointly else i for i in range(len(scores))]
     filled = [i for i, piece in enumerate(pieces) if piece.size]
-    problem = Problem([pieces[i] for i in filled], [group[i] for i in filled], keep, dtype)
+    problem = Problem([pieces[i] for i in filled], [group[i] for i in filled], keep, dtype, absolute)
     masks = dict(zip(filled, _masks(problem, find(problem)), strict=True))
     return tuple(masks.get(i, jnp.ones(piece.shape, bool)) for i, piece in enumerate(pieces))
 
 
 def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     """Everything at or above the bracket's high end, and of the ties at its low end the first ones still missing."""
-    pieces, group, keep, _ = problem
+    pieces, group, keep, _, absolute = problem
     all_ties = bracket.above_low == keep
     high = jnp.where(all_ties, bracket.low, bracket.high)
     missing = jnp.where(all_ties, 0, keep - bracket.above_high)
@@ -142,7 +148,7 @@ def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     def first() -> list[Int[Array, ""]]:
         left, cuts = missing, list[Array]()
         for piece, g in zip(pieces, group, strict=True):
-            cut, taken = first_equal(piece, bracket.low[g], left[g])
+            cut, taken = first_equal(piece, bracket.low[g], left[g], absolute)
             left = left.at[g].add(-taken)
             cuts.append(cut)
         return cuts
@@ -150,7 +156,7 @@ def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
     cuts = lax.cond(jnp.any(missing > 0), first, lambda: [jnp.int32(0)] * len(pieces))
     masks = list[Mask]()
     for piece, g, cut in zip(pieces, group, cuts, strict=True):
-        keys = ordering.keys(piece)
+        keys = ordering.keys(piece, absolute)
         early = meshes.flat_index(piece.shape) < cut
         masks.append((keys >= high[g]) | ((keys == bracket.low[g]) & early))
     return masks

@@ -19,23 +19,26 @@ from jaxprune import meshes, ordering
 _WAYS = 8  # marks per pass in the search for an index
 
 
-def count(scores: Any, marks: Int[Array, " mark"]) -> Int[Array, " mark"]:
+def count(scores: Any, marks: Int[Array, " mark"], absolute: bool) -> Int[Array, " mark"]:
     """How many scores, or keys, lie at or above each mark: only the counts travel.
 
     Args:
       scores: Of any shape.
       marks: Keys of `jaxprune.ordering`.
+      absolute: Whether scores rank by absolute value.
     """
-    keys = ordering.keys(scores).astype(marks.dtype)
+    keys = ordering.keys(scores, absolute).astype(marks.dtype)
     return _number([keys >= mark for mark in marks])
 
 
-def first_equal(scores: Any, key: Int[Array, ""], wanted: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def first_equal(
+    scores: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """Where to cut the flat indices so that `wanted` scores with this key lie before; see `counting.first_equal`.
 
     The index is searched for by counting, nine ways at once: a prefix sum would bring the array to one device.
     """
-    ties, index = ordering.keys(scores) == key, meshes.flat_index(scores.shape)
+    ties, index = ordering.keys(scores, absolute) == key, meshes.flat_index(scores.shape)
     taken = jnp.minimum(wanted, _number([ties])[0])
 
     def narrow(bracket: tuple[Any, Any]) -> tuple[Any, Any]:

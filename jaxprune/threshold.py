@@ -9,6 +9,8 @@ least, whatever the data.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -22,7 +24,8 @@ Marks: TypeAlias = Int[Array, "group mark"]
 
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**8  # and at least so many in each
-_OFFSETS = np.array([-3, -2, -1.3, -0.8, -0.4, 0, 0.4, 0.8, 1.3, 2, 3], np.float32)  # in standard deviations
+_OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in standard deviations
+_EVEN = np.arange(16, dtype=np.float32) / 16
 
 
 class Problem(NamedTuple):
@@ -33,12 +36,15 @@ class Problem(NamedTuple):
       group: For each piece, the group that it belongs to; a group has one threshold.
       keep: For each group, how many of its scores are to stay.
       dtype: Of the scores.
+      absolute: Whether scores rank by absolute value, which is then taken whenever they are looked at: writing it to
+        memory for the passes that follow would cost as much as one more of them.
     """
 
     pieces: list[Any]
     group: list[int]
     keep: Int[Array, " group"]
     dtype: Any
+    absolute: bool = False
 
 
 class Bracket(NamedTuple):
@@ -59,9 +65,8 @@ def find(problem: Problem) -> Bracket:
     """
     start = _everything(problem)
     if any(meshes.is_spread(piece) for piece in problem.pieces):
-        return _searched(start, problem)  # what is sampled or lifted out would travel between devices
-    marks = _sampled_marks(problem, start)
-    bracket = _between(start, marks, _counts(marks, problem), problem.keep)
+        return _searched(start, problem, _marks)  # what is sampled or lifted out would travel between devices
+    bracket = _counted(start, _sampled_marks(problem, start), problem)
 
     def narrow(bracket: Bracket) -> Bracket:
         # The barrier keeps XLA from computing the keys before the loop, which would write them all to memory.
@@ -94,15 +99,15 @@ def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " grou
 
 def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
     """The bracket after one pass: between the two marks around the threshold, or closed among what was lifted."""
-    pieces, group, keep, dtype = problem
+    pieces, group, keep, dtype, absolute = problem
     marks = _marks(bracket, problem)
     above = [jnp.zeros(marks.shape[1], jnp.int32)] * keep.shape[0]
     least = [jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype)] * keep.shape[0]
     crowd = [jnp.int32(0)] * keep.shape[0]
     candidates, candidate_group = list[Any](), list[int]()
-    is_open = _is_open(bracket, keep)
+    is_open, tally_of = _is_open(bracket, keep), functools.partial(counting.tally, absolute=absolute)
     for piece, g in zip(pieces, group, strict=True):
-        tally = lax.cond(is_open[g], counting.tally, counting.no_tally, piece, marks[g])
+        tally = lax.cond(is_open[g], tally_of, counting.no_tally, piece, marks[g])
         above[g] = above[g] + tally.above
         least[g] = jnp.minimum(least[g], tally.least)
         crowd[g] = jnp.maximum(crowd[g], tally.crowd)
@@ -123,7 +128,7 @@ def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
         jnp.where(complete, narrowed.above_high - beyond, 0),
     )
     inner_keep = jnp.where(complete, keep - beyond, 0)
-    found = _searched(inner, Problem(candidates, candidate_group, inner_keep, dtype))
+    found = _searched(inner, Problem(candidates, candidate_group, inner_keep, dtype), _even_marks)
     found = found._replace(above_low=found.above_low + beyond, above_high=found.above_high + beyond)
     return _where(is_open, _where(complete, found, narrowed), bracket)
 
@@ -132,22 +137,26 @@ def _where(condition: Bool[Array, " group"], first: Bracket, second: Bracket) ->
     return Bracket(*(jnp.where(condition, a, b) for a, b in zip(first, second, strict=True)))
 
 
-def _searched(bracket: Bracket, problem: Problem) -> Bracket:
+def _searched(
+    bracket: Bracket, problem: Problem, marks_of: Callable[[Bracket, Problem], Int[Array, "group mark"]]
+) -> Bracket:
     """The closed bracket, by counting alone."""
 
     def narrow(bracket: Bracket) -> Bracket:
-        marks = _marks(bracket, problem)
-        return _between(bracket, marks, _counts(marks, problem), problem.keep)
+        return _counted(bracket, marks_of(bracket, problem), problem)
 
     return lax.while_loop(lambda bracket: jnp.any(_is_open(bracket, problem.keep)), narrow, bracket)
 
 
-def _counts(marks: Marks, problem: Problem) -> Int[Array, "group mark"]:
-    """How many scores of each group lie at or above each of its marks."""
-    counts = [jnp.zeros(marks.shape[1], jnp.int32)] * marks.shape[0]
+def _counted(bracket: Bracket, marks: Marks, problem: Problem) -> Bracket:
+    """The bracket after one pass that only counts, over the groups that are open."""
+    is_open = _is_open(bracket, problem.keep)
+    none = jnp.zeros(marks.shape[1], jnp.int32)
+    count = functools.partial(counting.count, absolute=problem.absolute)
+    counts = [none] * marks.shape[0]
     for piece, g in zip(problem.pieces, problem.group, strict=True):
-        counts[g] = counts[g] + counting.count(piece, marks[g])
-    return jnp.stack(counts)
+        counts[g] = counts[g] + lax.cond(is_open[g], count, lambda *_: none, piece, marks[g])
+    return _where(is_open, _between(bracket, marks, jnp.stack(counts), problem.keep), bracket)
 
 
 def _between(bracket: Bracket, marks: Marks, above: Marks, keep: Int[Array, " group"]) -> Bracket:
@@ -199,7 +208,8 @@ def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"],
     samples = [[jnp.zeros(0, integer)] for _ in sizes]
     for piece, g in zip(problem.pieces, problem.group, strict=True):
         index = rng.integers(0, piece.size, min(piece.size, each * piece.size // max(1, int(sizes[g])) + 1))
-        samples[g].append(ordering.keys(piece.reshape(-1)[jnp.asarray(index, jnp.int32)]).astype(integer))
+        drawn = piece.reshape(-1)[jnp.asarray(index, jnp.int32)]
+        samples[g].append(ordering.keys(drawn, problem.absolute).astype(integer))
     flat = [jnp.concatenate(sample) for sample in samples]
     length = max(1, *(sample.size for sample in flat))
     largest = jnp.iinfo(integer).max
@@ -222,12 +232,21 @@ def _marks(bracket: Bracket, problem: Problem) -> Marks:
     guesses = _inside(bracket, around, problem.dtype)
     few = (inside <= jnp.asarray([counting.liftable(int(size)) for size in _sizes(problem)], jnp.float32))[:, None]
     ends = jnp.stack([bracket.low, bracket.high], axis=1)
+    others = jnp.concatenate([guesses[:, 2:], _middle(bracket), bracket.low[:, None] + 1], axis=1)
+    return jnp.concatenate([_pinned(jnp.where(few, ends, guesses[:, :2])), _pinned(others)], axis=1)
+
+
+def _even_marks(bracket: Bracket, problem: Problem) -> Marks:
+    """Values that cut the bracket into equal parts, the first just above `low`; and the middle key, as in `_marks`."""
+    shares = jnp.broadcast_to(jnp.array(_EVEN), (bracket.low.shape[0], len(_EVEN)))
+    return _pinned(jnp.concatenate([_inside(bracket, shares, problem.dtype), _middle(bracket)], axis=1))
+
+
+def _middle(bracket: Bracket) -> Marks:
     # Unsigned, the extent of the bracket is right even where the signed difference overflows and wraps.
     unsigned = jnp.uint64 if bracket.low.dtype == jnp.int64 else jnp.uint32
     width = (bracket.high - bracket.low).astype(unsigned)
-    middle = bracket.low + (width // 2).astype(bracket.low.dtype)
-    others = jnp.concatenate([guesses[:, 2:], middle[:, None], bracket.low[:, None] + 1], axis=1)
-    return jnp.concatenate([_pinned(jnp.where(few, ends, guesses[:, :2])), _pinned(others)], axis=1)
+    return (bracket.low + (width // 2).astype(bracket.low.dtype))[:, None]
 
 
 def _inside(bracket: Bracket, share: Array, dtype: Any) -> Marks:

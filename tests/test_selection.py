@@ -54,6 +54,16 @@ def test_select_is_exact_beyond_the_sample(kind):
         assert np.array_equal(jaxprune.select(jnp.asarray(scores), keep), oracle(scores, keep)), keep
 
 
+@pytest.mark.parametrize("kind", kinds(8))
+@pytest.mark.parametrize("pattern", [patterns.Unstructured(), patterns.Block((7, 1))])
+def test_absolute_values_are_the_scores_if_so_asked(kind, pattern):
+    scores = jnp.asarray(kinds(7 * 3001)[kind]).reshape(-1, 7).T
+    for keep in (0, 300, 3001):
+        got = jaxprune.select({"a": scores}, {"a": keep}, pattern=pattern, absolute=True)
+        expected = jaxprune.select({"a": jnp.abs(scores)}, {"a": keep}, pattern=pattern)
+        assert np.array_equal(got["a"], expected["a"]), keep
+
+
 def test_a_crowded_window_falls_back_to_counting():
     """More scores between two neighbouring probes than the lanes can lift out, all different by one key at most."""
     keys = np.random.default_rng(0).integers(2**30, 2**30 + 300, 400_000).astype(np.int32)

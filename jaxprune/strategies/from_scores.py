@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxprune import budgets, patterns, selection
+import jax.numpy as jnp
+
+from jaxprune import budgets, patterns, selection, tree
 from jaxprune.typing import Budget, Masks, Pattern, Scores, Sparsity
 
 UNSTRUCTURED = patterns.Unstructured()
@@ -16,6 +18,7 @@ def from_scores(
     *,
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
+    absolute: bool = False,
 ) -> Masks:
     """Prunes by any scores: the last step of every strategy here, and the way to use your own criterion.
 
@@ -24,6 +27,7 @@ def from_scores(
       sparsity: Fraction to remove, in [0, 1]. `None` means what the pattern or the budget fixes, else 0.5.
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together.
+      absolute: The absolute values are the scores; see `select`.
 
     Returns:
       Masks with the structure of `scores`.
@@ -40,10 +44,18 @@ def from_scores(
     """
     if pattern.sparsity is not None:
         _check_fixed(pattern, sparsity, budget)
-        return selection.select(scores, 0, pattern=pattern)
+        return selection.select(scores, 0, pattern=pattern, absolute=absolute)
     if sparsity is None and not isinstance(budget, budgets.Cumulative):
         sparsity = 0.5
-    return selection.select(scores, _counts(scores, sparsity, budget, pattern), pattern=pattern)
+    # Most budgets look at shapes only; then nothing computes these values under `jit`.
+    sizes = tree.map_with_path(_size, scores) if absolute else scores
+    counts = _counts(sizes, sparsity, budget, pattern)
+    return selection.select(scores, counts, pattern=pattern, absolute=absolute)
+
+
+def _size(path: str, score: Any) -> Any:
+    tree.check_floating(path, score)
+    return jnp.abs(score)
 
 
 def _counts(scores: Scores, sparsity: Any, budget: Budget, pattern: Pattern) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxprune import budgets
+from jaxprune import budgets, tree
 from jaxprune import scores as scoring
 from jaxprune.filters import is_kernel
 from jaxprune.strategies.from_scores import UNSTRUCTURED, from_scores
@@ -43,7 +43,9 @@ def magnitude(
       [[ True  True]
        [False False]] None
     """
-    return from_scores(scoring.magnitude(params, norm=norm, where=where), sparsity, budget=budget, pattern=pattern)
+    absolute = norm == "l1"  # single weights then rank without their absolute values being written down
+    scores = tree.choose(where, params) if absolute else scoring.magnitude(params, norm=norm, where=where)
+    return from_scores(scores, sparsity, budget=budget, pattern=pattern, absolute=absolute)
 
 
 def random(
