@@ -29,12 +29,12 @@ from jaxprune.demo import classifier
 from jaxprune.demo.data import Images, fashion_mnist
 
 _CACHE = Path(__file__).parent / "accuracy.jsonl"
-_PROTOCOL = {3: 1, 10: 2}  # by epochs: raise it when anything below changes a result of that table
+_PROTOCOL = {3: 1, 10: 3}  # by epochs: raise it when anything below changes a result of that table
 _BATCH = 128
-_RATE = 2e-3
-_DECAY = 1e-4
+_RATE = {3: 2e-3, 10: 4e-3}  # by epochs, as what follows; chosen on other seeds
+_DECAY = {3: 1e-4, 10: 0.03}
 _SEEDS = (0, 1, 2)
-_PHASES = {3: (0.05, 0.4, 117), 10: (0.02, 0.3, 20)}  # by epochs: begin and end of pruning as shares, steps between
+_PHASES = {3: (0.05, 0.4, 117), 10: (0.05, 0.4, 20)}  # begin and end of pruning as shares, steps between
 
 MODEL = classifier.Classifier(channels=(16, 32), hidden=120, first_stride=2)
 FUN = classifier.apply(MODEL)
@@ -92,16 +92,17 @@ def planned(seeds: Iterable[int]) -> list[Run]:
     return [run._replace(seed=seed) for seed in seeds for run in (*long, *wide)]
 
 
-def rate(steps: int) -> Any:
+def rate(steps: int, peak: float = _RATE[3]) -> Any:
     """The learning rate of a run."""
-    return optax.cosine_decay_schedule(_RATE, steps)
+    return optax.cosine_decay_schedule(peak, steps)
 
 
 @functools.lru_cache
 def _step(strategy: str, steps: int, per_epoch: int) -> tuple[Any, Any]:
     """The jitted step and the optimizer as a function of the final sparsity."""
-    inner = optax.adamw(rate(steps), weight_decay=_DECAY)
-    first, last, every = _PHASES[steps // per_epoch]
+    epochs = steps // per_epoch
+    inner = optax.adamw(rate(steps, _RATE[epochs]), weight_decay=_DECAY[epochs])
+    first, last, every = _PHASES[epochs]
     begin, end = int(first * steps), int(last * steps)
 
     def optimizer(sparsity: Any) -> optax.GradientTransformation:
