@@ -1,11 +1,17 @@
 """How much of a language model is left after pruning without retraining?
 
 SmolLM2-135M, every linear layer of its blocks, calibrated on eight sequences of Wikipedia. For each method and
-sparsity: the perplexity on articles that were not seen, and on news; the time, compilation included.
+sparsity: the perplexity on articles that were not seen, and on news; the seconds, compilation included; and how much
+memory the process had taken at most by then, the model and the machinery of JAX included. Every row is measured in a
+process of its own and kept in `oneshot.jsonl` beside this file.
 """
 
 import argparse
+import functools
+import itertools
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +21,20 @@ import jax
 import jax.numpy as jnp
 
 import jaxprune
-from benchmarks import history, packages, smollm, texts
-from jaxprune import patterns
+from benchmarks import history, packages, rows, smollm, texts
+from jaxprune import budgets, oneshot, patterns, tree
 
+_CACHE = Path(__file__).parent / "oneshot.jsonl"
+_PROTOCOL = 1  # raise it when anything below changes a result
 BLOCKS = jaxprune.filters.is_kernel & jaxprune.filters.named("^layers/")
+OWL = functools.partial(budgets.owl, threshold=5.0, deviation=0.08, layer=lambda path: path.rsplit("/", 1)[0])
 PATTERNS: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5},
+    "60 %": {"sparsity": 0.6},
     "70 %": {"sparsity": 0.7},
     "2:4": {"pattern": patterns.NM(2, 4)},
+    "60 %, owl": {"sparsity": 0.6, "budget": OWL},
+    "70 %, owl": {"sparsity": 0.7, "budget": OWL},
 }
 
 
@@ -37,54 +49,107 @@ def perplexity(params: Any, sequences: Any) -> float:
     return float(jnp.exp(jnp.mean(jnp.stack([_loss(params, tokens) for tokens in sequences]))))
 
 
+def dense(params: Any, batches: Any) -> Any:
+    """The model as it is."""
+    del batches
+    return params
+
+
 def magnitude(params: Any, batches: Any, **asked: Any) -> Any:
     """The baseline that looks at no data."""
     del batches
     return jaxprune.apply(params, jaxprune.magnitude(params, where=BLOCKS, **asked))
 
 
-def sparsegpt(params: Any, batches: Any, **asked: Any) -> Any:
-    """Layer after layer, with what is left adjusted."""
-    return jaxprune.sparsegpt(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
+def sequential(method: Callable[..., Any], params: Any, batches: Any, *, budget: Any = None, **asked: Any) -> Any:
+    """Layer after layer, each for what the pruned ones before it make of the data."""
+    if budget is not None:
+        asked["sparsity"] = _spread(params, batches, asked["sparsity"], budget)
+    return method(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
 
 
-def admm(params: Any, batches: Any, **asked: Any) -> Any:
-    """Likewise, by 20 iterations of ADMM."""
-    return jaxprune.admm(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
+def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
+    """A sparsity for each kernel, by the outliers among its Wanda scores in the dense model."""
+    statistics = jaxprune.calibrate(smollm.fun, params, batches, where=BLOCKS)
+    scores = jaxprune.scores.wanda(params, statistics, where=BLOCKS)
+    counts = budget(scores, sparsity, patterns.Unstructured())
+    return tree.map_with_path(lambda _, score, count: 1 - int(count) / score.size, scores, counts)
 
 
-METHODS: dict[str, Callable[..., Any]] = {"magnitude": magnitude, "sparsegpt": sparsegpt, "admm": admm}
+METHODS: dict[str, Callable[..., Any]] = {
+    "magnitude": magnitude,
+    "wanda": functools.partial(sequential, oneshot.wanda),
+    "sparsegpt": functools.partial(sequential, oneshot.sparsegpt),
+    "admm": functools.partial(sequential, oneshot.admm),
+}
+
+
+def measure(method: str, asked: str, cache: Path) -> rows.Row:
+    """Prunes the model in one way, and says what that took and what is left."""
+    params, tokenizer = smollm.load(cache)
+    train, test = texts.wikipedia(cache)
+    batches = [tokens[None] for tokens in texts.sequences(train, tokenizer)]
+    prune = functools.partial(METHODS[method], **PATTERNS[asked]) if method != "dense" else dense
+    start, cpu = time.perf_counter(), time.process_time()
+    pruned = jax.block_until_ready(prune(params, batches))
+    took = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu": round(time.process_time() - cpu, 1),
+        "gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+    held_out = {"wikipedia": test, "news": texts.news(cache)}
+    left = {name: perplexity(pruned, texts.sequences(text, tokenizer)) for name, text in held_out.items()}
+    return {
+        "method": method,
+        "asked": asked,
+        **{name: round(value, 2) for name, value in left.items()},
+        **took,
+        "device": history.device(),
+        "protocol": _PROTOCOL,
+    }
+
+
+def table(found: list[rows.Row]) -> str:
+    """Markdown: a row for each way."""
+    lines = [
+        "| method | sparsity | Wikipedia | news | seconds | GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        figures = f"{row['wikipedia']:.1f} | {row['news']:.1f} | {row['seconds']:.0f} | {row['gib']:.1f}"
+        lines.append(f"| {row['method']} | {row['asked']} | {figures} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
-    """Prints a row for each method."""
+    """Measures the rows that are missing, one process each, and prints all that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks oneshot", description=__doc__)
     parser.add_argument("--cache", type=Path, default=packages.CACHE, help="folder for the model and the texts")
     parser.add_argument("--methods", choices=METHODS, nargs="*", default=tuple(METHODS))
     parser.add_argument("--patterns", choices=PATTERNS, nargs="*", default=tuple(PATTERNS))
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--tables", action="store_true", help="only print the table of the rows at hand")
     options = parser.parse_args(argv)
-    params, tokenizer = smollm.load(options.cache)
-    train, test = texts.wikipedia(options.cache)
-    batches = [tokens[None] for tokens in texts.sequences(train, tokenizer)]
-    held_out = {
-        "Wikipedia": texts.sequences(test, tokenizer),
-        "news": texts.sequences(texts.news(options.cache), tokenizer),
-    }
-    print(f"{history.device()}\n\n{'':12}{'':8}{'Wikipedia':>10}{'news':>10}{'seconds':>9}{'CPU':>9}{'GiB':>6}")
-    figures = {f"dense, {name}": perplexity(params, sequences) for name, sequences in held_out.items()}
-    print(f"{'dense':20}" + "".join(f"{value:10.2f}" for value in figures.values()), flush=True)
-    for name in options.methods:
-        for wanted in options.patterns:
-            start, cpu = time.perf_counter(), time.process_time()
-            pruned = jax.block_until_ready(METHODS[name](params, batches, **PATTERNS[wanted]))
-            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-            got = {text: perplexity(pruned, sequences) for text, sequences in held_out.items()}
-            row = "".join(f"{value:10.2f}" for value in got.values())
-            print(f"{name:12}{wanted:8}{row}{seconds:9.1f}{cpu:9.1f}{_peak():6.1f}", flush=True)
-            figures |= {f"{name}, {wanted}, {text}": value for text, value in got.items()}
-            figures[f"{name}, {wanted}, seconds"] = seconds
-    history.append("oneshot", figures)
+    if options.row:
+        rows.append(_CACHE, [measure(*options.row, options.cache)])
+        return
+    wanted = [("dense", ""), *(way for way in itertools.product(options.methods, options.patterns) if _possible(*way))]
+    for way in wanted:
+        if not options.tables and way not in _known():
+            command = [sys.executable, "-m", "benchmarks", "oneshot", "--cache", str(options.cache), "--row", *way]
+            subprocess.run(command, check=True)
+    known = _known()
+    found = [known[way] for way in wanted if way in known]
+    print(f"{history.device()}\n\n{table(found)}")
+    names = ("wikipedia", "news", "seconds", "gib")
+    history.append("oneshot", {f"{row['method']}, {row['asked']}, {n}": row[n] for row in found for n in names})
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _known() -> dict[tuple[str, str], rows.Row]:
+    """The rows at hand; of several for one way, the last."""
+    return {(row["method"], row["asked"]): row for row in rows.read(_CACHE, _PROTOCOL)}
+
+
+def _possible(method: str, asked: str) -> bool:
+    """Magnitudes have no outliers to spread a sparsity by."""
+    return method != "magnitude" or "budget" not in PATTERNS[asked]

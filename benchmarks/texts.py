@@ -56,10 +56,10 @@ def plain(markup: str) -> str:
     text = re.sub(r"\[\[(?:File|Image|Category)(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", text)
     text = re.sub(r"\[\w+://\S+ ?([^\]]*)\]", r"\1", text)
-    text = re.sub(r"<[^>]+>|'{2,}", "", text)
+    text = html.unescape(re.sub(r"<[^>]+>|'{2,}", "", text))
     text = re.sub(r"^=+ *(.*?) *=+ *$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^[*#:;]+ *", "", text, flags=re.MULTILINE)
-    return re.sub(r"\n+", "\n", html.unescape(text)).strip()
+    return re.sub(r"\n+", "\n", text).strip()
 
 
 def _without_nested(text: str, opening: str, closing: str) -> str:

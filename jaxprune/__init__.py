@@ -5,6 +5,7 @@ from jaxprune import corruptions as corruptions
 from jaxprune import filters as filters
 from jaxprune import formats as formats
 from jaxprune import layerwise as layerwise
+from jaxprune import oneshot as oneshot
 from jaxprune import patterns as patterns
 from jaxprune import scores as scores
 from jaxprune import slimming as slimming

@@ -174,6 +174,19 @@ def test_obs_over_a_layer_takes_the_cheapest_weight_of_any_output():
     np.testing.assert_allclose(pruned, values.reshape(3, 5).T, atol=2e-4)
 
 
+@pytest.mark.parametrize("within", ["layer", "output"])
+def test_wanda_removes_what_adds_least(within):
+    kernel, gram = layer(12, 7, 64, outliers=0.2)
+    norm = np.sqrt(np.diag(gram))
+    scores = np.abs(kernel) * norm[:, None]
+    expected = highest(scores, 42) if within == "layer" else best_of_columns(scores, 6)
+    pruned, mask = layerwise.wanda(jnp.asarray(kernel), jnp.asarray(norm), 0.5, within=within)
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(pruned, np.where(expected, kernel, 0))
+    with pytest.raises(ValueError, match=r"got \(12, 7\)"):
+        layerwise.wanda(jnp.asarray(kernel), jnp.asarray(norm[:5]), 0.5)
+
+
 def test_errors_are_ordered():
     """The best mask <= exact greedy <= ADMM, SparseGPT <= magnitude, on a layer small enough to try every mask."""
     kernel, gram = layer(10, 6, 64)

@@ -7,8 +7,10 @@ import pytest
 from jax import lax
 
 import jaxprune
-from jaxprune import layerwise
-from jaxprune.patterns import NM
+from jaxprune import layerwise, oneshot
+from jaxprune.calibrate import calibrate
+from jaxprune.filters import named
+from jaxprune.patterns import NM, Unstructured
 
 
 def normal(seed, *shape):
@@ -37,6 +39,38 @@ def test_each_kernel_is_pruned_for_its_inputs(propagate):
     np.testing.assert_array_equal(masks["down"], down_mask)
     np.testing.assert_allclose(got["up"], up, atol=1e-4)
     np.testing.assert_allclose(got["down"], down, atol=1e-4)
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+def test_wanda_sees_what_pruned_kernels_give(propagate):
+    got, masks = oneshot.wanda(two_layers, PARAMS, BATCHES, 0.5, propagate=propagate)
+    first = calibrate(two_layers, PARAMS, BATCHES)
+    up = jaxprune.wanda(PARAMS, first, 0.5)["up"]
+    np.testing.assert_array_equal(masks["up"], up)
+    np.testing.assert_array_equal(got["up"], jnp.where(up, PARAMS["up"], 0))
+    then = calibrate(two_layers, {**PARAMS, "up": got["up"]}, BATCHES) if propagate else first
+    np.testing.assert_array_equal(masks["down"], jaxprune.wanda(PARAMS, then, 0.5)["down"])
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)])
+def test_wanda_of_stacks_and_groups_is_that_of_the_dense_model(pattern):
+    """Kernels that all see the input itself, so that nothing is propagated."""
+
+    def fun(p, x):
+        images = x.reshape(-1, 4, 2, 1)
+        options = {"dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": 2}
+        conv = lax.conv_general_dilated(images[..., 0], p["conv"], (1,), "VALID", **options)
+        return conv, jnp.einsum("ebi,eoi->ebo", x.reshape(3, 8, 8), p["experts"])
+
+    params = {"conv": normal(10, 4, 1, 6), "experts": normal(11, 3, 5, 8)}
+    masks = oneshot.wanda(fun, params, BATCHES, pattern=pattern)[1]
+    options = {} if pattern == Unstructured() else {"pattern": pattern}
+    expected = jaxprune.wanda(params, calibrate(fun, params, BATCHES), where=named("experts"), **options)
+    np.testing.assert_array_equal(masks["experts"], expected["experts"])
+    norms = [np.linalg.norm(np.concatenate(BATCHES).reshape(-1, 4, 2)[..., g], axis=0) for g in range(2)]
+    for out in range(6):
+        ranked = np.abs(params["conv"][:, 0, out]) * norms[out // 3]
+        np.testing.assert_array_equal(masks["conv"][:, 0, out], ranked >= np.sort(ranked)[2])
 
 
 def test_a_scan_is_pruned_as_the_unrolled_model():

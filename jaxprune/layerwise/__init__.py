@@ -5,3 +5,4 @@ from jaxprune.layerwise.damping import Damped as Damped
 from jaxprune.layerwise.damping import damp as damp
 from jaxprune.layerwise.obs import obs as obs
 from jaxprune.layerwise.sparsegpt import sparsegpt as sparsegpt
+from jaxprune.layerwise.wanda import wanda as wanda

@@ -106,10 +106,7 @@ def _admm(
     def step(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         solved, dual, _ = state
         proposed = solved + dual
-        scores = jnp.abs(proposed)
-        mask = (
-            pattern.choose(scores) if isinstance(pattern, patterns.NM) else choice.highest(scores, keep[i], by_output)
-        )
+        mask = choice.chosen(jnp.abs(proposed), keep[i], pattern, by_output)
         sparse = jnp.where(mask, proposed, 0)
         dual = proposed - sparse
         return inverse @ (target + sparse - dual), dual, mask

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import budgets, ordering, patterns, tree
-from jaxprune.typing import Gram, Kernel, Sparsity
+from jaxprune.typing import Kernel, Sparsity
 
 
 def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Sparsity | None) -> Sparsity:
@@ -37,14 +37,21 @@ def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Spar
     return sparsity
 
 
-def working(kernel: Kernel, gram: Gram) -> Any:
+def working(kernel: Kernel, statistic: Float[Array, "..."]) -> Any:
     """The dtype to compute in: float32 or wider."""
-    return tree.promote(tree.promote(kernel.dtype, gram.dtype), jnp.float32)
+    return tree.promote(tree.promote(kernel.dtype, statistic.dtype), jnp.float32)
 
 
 def counts(sizes: list[int], sparsity: Sparsity) -> Int[Array, " size"]:
     """How many of each number of weights stay; the sparsity may be traced."""
     return jnp.stack([jnp.asarray(budgets.keep_count(size, sparsity), jnp.int32) for size in sizes])
+
+
+def chosen(
+    scores: Float[Array, "in out"], keep: Int[Array, ""], pattern: Any, by_output: bool
+) -> Bool[Array, "in out"]:
+    """The mask of the highest scores: those that the pattern chooses, or `keep` of all, or of each output."""
+    return pattern.choose(scores) if isinstance(pattern, patterns.NM) else highest(scores, keep, by_output)
 
 
 def highest(scores: Float[Array, "in out"], keep: Int[Array, ""], by_output: bool) -> Bool[Array, "in out"]:

@@ -2,3 +2,4 @@
 
 from jaxprune.oneshot.prune import admm as admm
 from jaxprune.oneshot.prune import sparsegpt as sparsegpt
+from jaxprune.oneshot.prune import wanda as wanda

@@ -1,4 +1,4 @@
-"""SparseGPT and ADMM for a whole model."""
+"""SparseGPT, ADMM and Wanda for a whole model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def sparsegpt(
     def solve(kernel: Kernel, damped: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         return layerwise.sparsegpt(kernel, damped, of(path, place), pattern, block=block, within=within)
 
-    method = Method(lambda gram: layerwise.damp(gram, damping), solve)
+    method = Method(sequential.GRAM, lambda gram: layerwise.damp(gram, damping), solve)
     return sequential.run(fun, params, batches, method, where=where, valid=mask, propagate=propagate, progress=progress)
 
 
@@ -135,7 +135,65 @@ def admm(
             kernel, gram, of(path, place), pattern, iterations=iterations, damping=damping, within=within
         )
 
-    method = Method(lambda gram: gram, solve)
+    method = Method(sequential.GRAM, lambda gram: gram, solve)
+    return sequential.run(fun, params, batches, method, where=where, valid=mask, propagate=propagate, progress=progress)
+
+
+def wanda(
+    fun: Callable[..., Any],
+    params: Params,
+    batches: Iterable[Any],
+    sparsity: Sparsity | Any | None = None,
+    *,
+    pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
+    where: Where = is_kernel,
+    within: Literal["layer", "output"] = "output",
+    propagate: bool = True,
+    mask: Callable[..., Any] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Params, Masks]:
+    """As `sparsegpt`, with `layerwise.wanda` for each kernel: quick, and what is left is not adjusted.
+
+    `jaxprune.wanda` chooses by what `calibrate` measured in the dense model; this one sees what the pruned kernels
+    before each make of the batches.
+
+    Args:
+      fun: The model, `fun(params, *args)`.
+      params: Any pytree of arrays.
+      batches: Each a tuple of the arguments of `fun`, or the one argument.
+      sparsity: One for all kernels, or a tree; see `sparsegpt`.
+      pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
+      where: Picks the leaves, by `(path, leaf)`.
+      within: See `layerwise.wanda`.
+      propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
+      mask: `mask(*args)` says which samples count; see `calibrate`.
+      progress: Called as `progress(done, total, path)` after each kernel.
+
+    Returns:
+      The parameters, exactly 0 where they are pruned, and the masks: `None` for leaves that were not picked.
+
+    Raises:
+      ValueError: Nothing multiplies a picked leaf, or what does is not understood; the message names the path.
+
+    Example:
+      >>> from jaxprune import oneshot
+      >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))}
+      >>> x = jax.random.normal(jax.random.key(0), (32, 4))
+      >>> fun = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+      >>> params, masks = oneshot.wanda(fun, params, [x], 0.5)
+      >>> print(jaxprune.sparsity(params, masks))
+      0.5
+
+    References:
+      Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models".
+    """
+    of = _sparsities(params, sparsity)
+    pattern = _along_inputs(pattern)
+
+    def solve(kernel: Kernel, norm: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
+        return layerwise.wanda(kernel, norm, of(path, place), pattern, within=within)
+
+    method = Method(sequential.NORM, lambda norm: norm, solve)
     return sequential.run(fun, params, batches, method, where=where, valid=mask, propagate=propagate, progress=progress)
 
 

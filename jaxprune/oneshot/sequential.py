@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxprune import running, tree
 from jaxprune.calibrate import picked, signature
@@ -19,22 +20,50 @@ from jaxprune.jaxpr.seen import Product, Unclear
 from jaxprune.jaxpr.stages import Look, Unit
 from jaxprune.jaxpr.trace import Traced, arrays, trace
 from jaxprune.oneshot import kernels
-from jaxprune.typing import Gram, Kernel, Mask, Masks, Params, Where
+from jaxprune.typing import Kernel, Mask, Masks, Params, Where
 
 Progress: TypeAlias = Callable[[int, int, str], Any]
 """Called as `progress(done, total, path)` whenever a leaf, or one layer of a stack, is done."""
+
+
+class Measure(NamedTuple):
+    """What is measured of the inputs.
+
+    Attributes:
+      kind: The statistic.
+      split: `split(state, shape, use)` gives an array with a statistic for each kernel of a unit.
+    """
+
+    kind: running.Kind
+    split: Callable[[running.Mean, tuple[int, ...], Use], Array]
+
+
+def _grams(state: running.Mean, shape: tuple[int, ...], use: Use) -> Float[Array, "stack in in"]:
+    gram = running.GRAM.finish(state, shape, use).gram
+    return gram.reshape(-1, *gram.shape[-2:])
+
+
+def _norms(state: running.Mean, shape: tuple[int, ...], use: Use) -> Float[Array, "stack in"]:
+    del shape
+    squares = state.mean * state.number.astype(state.mean.dtype)
+    return jnp.sqrt(kernels.matrices(squares, use)[..., 0])
+
+
+GRAM, NORM = Measure(running.GRAM, _grams), Measure(running.NORM, _norms)
 
 
 class Method(NamedTuple):
     """What to do with a kernel.
 
     Attributes:
-      prepare: From a Gram matrix, whatever kernels with the same inputs can share.
+      measure: Of its inputs: `GRAM` or `NORM`.
+      prepare: From that, whatever kernels with the same inputs can share.
       solve: `solve(kernel, prepared, mask, path, place)` returns the new kernel and its mask. `mask` is what `run` was
         given; `place` says which kernel of a stack this is: an index along each stacked axis of the leaf.
     """
 
-    prepare: Callable[[Gram], Any]
+    measure: Measure
+    prepare: Callable[[Array], Any]
     solve: Callable[[Kernel, Any, Mask | None, str, tuple[int, ...]], tuple[Kernel, Mask]]
 
 
@@ -53,7 +82,7 @@ def run(
     """Applies a method to every picked kernel, in the order of the program.
 
     All batches go through the program together, one stage after another: a stage ends where the input of a kernel that
-    has not been changed yet is known. Kernels with the same input share its Gram matrix. Only what the rest of the
+    has not been changed yet is known. Kernels with the same input share its statistic. Only what the rest of the
     program needs is kept.
 
     Args:
@@ -133,11 +162,11 @@ def _calls(
 
 @dataclasses.dataclass
 class _Seen:
-    """A Gram matrix on its way: for which leaf's layout, and its running mean."""
+    """A statistic on its way: for which leaf's layout, and its running mean."""
 
     shape: tuple[int, ...]
     use: Use
-    mean: Any
+    mean: running.Mean
 
 
 class _Work:
@@ -160,11 +189,12 @@ class _Work:
         """Sees what the units of a stage are multiplied by, in all batches."""
         for place, glance in enumerate(calls[0].run.program.stages[number].looks):
             use = self._picked[glance.look.leaf]
-            mean = running.GRAM.empty(glance.look.shape, use)
+            kind = self._method.measure.kind
+            mean = kind.empty(glance.look.shape, use)
             for call in calls:
                 sources, look, _ = call.run.program.stages[number].looks[place]
                 try:
-                    mean = _take(look, use, mean, call.run.seen(sources, leaves), call.valid)
+                    mean = _take(kind, look, use, mean, call.run.seen(sources, leaves), call.valid)
                 except Unclear as error:
                     raise ValueError(
                         f"It cannot be told what multiplies '{self.paths[look.leaf]}': {error}. Leave it out with "
@@ -194,20 +224,20 @@ class _Work:
         self.done += 1
 
     def _prepared(self, path: str, seen: list[_Seen]) -> list[Any]:
-        """What the method makes of the Gram matrices; made once for units that have seen the same."""
+        """What the method makes of the statistics; made once for units that have seen the same."""
         last, prepared = self._shared
         if [*map(id, last)] != [*map(id, seen)]:
             mean = functools.reduce(running.merge_means, (one.mean for one in seen))
-            gram = running.GRAM.finish(mean, seen[0].shape, seen[0].use).gram
-            prepared = [_named(path, self._method.prepare, g) for g in gram.reshape(-1, *gram.shape[-2:])]
+            statistics = self._method.measure.split(mean, seen[0].shape, seen[0].use)
+            prepared = [_named(path, self._method.prepare, statistic) for statistic in statistics]
             self._shared = seen, prepared
         return prepared
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _take(look: Look, use: Use, mean: Any, seen: Sequence[Any], valid: Any) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _take(kind: running.Kind, look: Look, use: Use, mean: Any, seen: Sequence[Any], valid: Any) -> Any:
     def record(product: Product, mean: Any) -> Any:
-        return running.GRAM.take(mean, product, use, valid)
+        return kind.take(mean, product, use, valid)
 
     return look.take(mean, seen, record)
 
