@@ -38,6 +38,7 @@ from jaxprune.metrics import relative_size_change as relative_size_change
 from jaxprune.metrics import sparsity as sparsity
 from jaxprune.metrics import summary as summary
 from jaxprune.oneshot import admm as admm
+from jaxprune.oneshot import repair as repair
 from jaxprune.oneshot import sparsegpt as sparsegpt
 from jaxprune.plan import Plan as Plan
 from jaxprune.report import Evaluation as Evaluation

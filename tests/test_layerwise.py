@@ -135,6 +135,122 @@ def test_admm_is_the_least_squares_solution_on_its_mask(pattern, within):
             assert (mask.reshape(-1, 4, 32).sum(axis=1) == 2).all()
 
 
+def least_squares(kernel, gram, mask):
+    """The float64 solution for each output on its own support."""
+    k, g = np.asarray(kernel, np.float64), np.asarray(gram, np.float64)
+    solved = np.zeros(k.shape)
+    for column, kept in enumerate(np.asarray(mask).T):
+        solved[kept, column] = np.linalg.solve(g[np.ix_(kept, kept)], g[kept] @ k[:, column])
+    return solved
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_refit_is_least_squares_on_any_mask(exact):
+    kernel, gram = layer(64, 32, 512, outliers=0.05)
+    mask = np.random.default_rng(3).random(kernel.shape) < 0.4
+    mask[:, 0], mask[:, 1] = True, False
+    best = error(kernel, least_squares(kernel, gram, mask), gram)
+    got = layerwise.refit(jnp.asarray(kernel), jnp.asarray(gram), jnp.asarray(mask), damping=0.0, exact=exact)
+    np.testing.assert_allclose(error(kernel, got, gram), best, rtol=1e-3)
+    assert best < 0.6 * error(kernel, np.where(mask, kernel, 0), gram)
+    assert not np.asarray(got)[~mask].any()
+    np.testing.assert_allclose(got[:, 0], kernel[:, 0], atol=1e-4)
+    damped = layerwise.refit(jnp.asarray(kernel), jnp.asarray(gram), jnp.asarray(mask), exact=exact)
+    wide = gram.astype(np.float64) + 0.01 * np.diag(np.diag(gram))
+    assert error(least_squares(kernel, wide, mask), damped, wide) < 1e-8
+
+
+def swapped_by_brute_force(kernel, mask, gram, m=None):
+    """Tries every swap of each output, with the error computed anew, and makes the best until none helps."""
+    w, h, mask = kernel.astype(np.float64), gram.astype(np.float64), mask.copy()
+
+    def cost(column, kept):
+        lost = np.where(kept, 0, w[:, column])
+        return lost @ h @ lost
+
+    for column in range(w.shape[1]):
+        while True:
+            kept, tried = mask[:, column], {}
+            for i, j in itertools.product(np.flatnonzero(~kept), np.flatnonzero(kept)):
+                if m is None or i // m == j // m:
+                    other = kept.copy()
+                    other[[i, j]] = True, False
+                    tried[i, j] = cost(column, other)
+            best = min(tried, key=tried.get)
+            if tried[best] >= cost(column, kept) * (1 - 1e-5):
+                break
+            mask[best, column] = True, False
+    return mask
+
+
+def test_swaps_in_groups_are_those_of_brute_force():
+    kernel, gram = layer(16, 6, 64, outliers=0.1)
+    start = best_of_columns(np.abs(kernel).reshape(4, 4, 6).transpose(1, 0, 2).reshape(4, 24), 2)
+    start = start.reshape(4, 4, 6).transpose(1, 0, 2).reshape(16, 6)
+    got = layerwise.swap(jnp.asarray(kernel), jnp.asarray(start), jnp.asarray(gram), NM(2, 4))
+    np.testing.assert_array_equal(got, swapped_by_brute_force(kernel, start, gram, 4))
+    assert (got != start).any()
+    assert (got.reshape(4, 4, 6).sum(axis=1) == 2).all()
+
+
+def test_swaps_come_near_the_best_mask():
+    """On a layer small enough to try every mask; and no error ever rises."""
+    kernel, gram = layer(10, 8, 64, outliers=0.1)
+    start = best_of_columns(np.abs(kernel), 5)
+    got = np.asarray(layerwise.swap(jnp.asarray(kernel), jnp.asarray(start), jnp.asarray(gram)))
+    assert (got.sum(axis=0) == 5).all()
+    h = gram.astype(np.float64)
+
+    def cost(mask, column):
+        lost = np.where(mask, 0, kernel[:, column].astype(np.float64))
+        return lost @ h @ lost
+
+    masks = [np.isin(np.arange(10), kept) for kept in itertools.combinations(range(10), 5)]
+    before, after, best = (
+        np.array([min(cost(mask, c) for mask in tried(c)) for c in range(8)])
+        for tried in (lambda c: [start[:, c]], lambda c: [got[:, c]], lambda c: masks)
+    )
+    assert (after <= before * (1 + 1e-6)).all()
+    assert (after >= best * (1 - 1e-6)).all()
+    assert after.sum() < 0.6 * before.sum()
+    assert after.sum() < 1.3 * best.sum()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)])
+def test_swaps_lower_the_error_of_a_large_layer(pattern):
+    kernel, gram = layer(128, 64, 1024, outliers=0.02)
+    norm = np.sqrt(np.diag(gram))
+    pruned, mask = layerwise.wanda(jnp.asarray(kernel), jnp.asarray(norm), pattern=pattern)
+    got = layerwise.swap(jnp.asarray(kernel), mask, jnp.asarray(gram), pattern)
+    np.testing.assert_array_equal(got.sum(axis=0), mask.sum(axis=0))
+    assert error(kernel, np.where(got, kernel, 0), gram) < 0.8 * error(kernel, pruned, gram)
+    few = layerwise.swap(jnp.asarray(kernel), mask, jnp.asarray(gram), pattern, steps=1)
+    assert 0 < (few != mask).sum() <= 2 * 64
+    for extreme in (jnp.ones_like(mask), jnp.zeros_like(mask)):
+        np.testing.assert_array_equal(layerwise.swap(jnp.asarray(kernel), extreme, jnp.asarray(gram)), extreme)
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("method", [layerwise.refit, layerwise.swap])
+def test_masks_that_do_not_fit_are_said(method):
+    kernel, gram = (jnp.asarray(a) for a in layer(12, 8, 64))
+
+    def call(kernel, gram, mask, *rest):
+        return method(kernel, gram, mask) if method is layerwise.refit else method(kernel, mask, gram, *rest)
+
+    with pytest.raises(ValueError, match=r"boolean and of the kernel's shape \(12, 8\); got bool \(12, 1\)"):
+        call(kernel, gram, jnp.ones((12, 1), bool))
+    with pytest.raises(ValueError, match="got float32"):
+        call(kernel, gram, jnp.ones((12, 8)))
+    with pytest.raises(ValueError, match=r"Transpose an"):
+        call(kernel.T, gram, jnp.ones((8, 12), bool))
+    if method is layerwise.swap:
+        with pytest.raises(ValueError, match="Take `group=1`"):
+            call(kernel, gram, jnp.ones((12, 8), bool), NM(2, 4, group=2))
+        with pytest.raises(ValueError, match=r"`NM\(2, 8\)` runs along the inputs"):
+            call(kernel, gram, jnp.ones((12, 8), bool), NM(2, 8))
+
+
 def greedy_by_brute_force(kernel, gram, removed, n=None, m=None):
     """Tries every single removal with an exact solution each time, and takes the cheapest, for one output."""
     kept, h, w = list(range(len(kernel))), gram.astype(np.float64), kernel.astype(np.float64)
@@ -174,6 +290,7 @@ def test_obs_over_a_layer_takes_the_cheapest_weight_of_any_output():
     np.testing.assert_allclose(pruned, values.reshape(3, 5).T, atol=2e-4)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("within", ["layer", "output"])
 def test_wanda_removes_what_adds_least(within):
     kernel, gram = layer(12, 7, 64, outliers=0.2)

@@ -145,6 +145,100 @@ def test_admm_keeps_more_than_sparsegpt():
     assert errors["admm"] < errors["sparsegpt"]
 
 
+def least_squares(kernel, gram, mask):
+    """The float64 fit of the kept weights of each output."""
+    k, g, solved = np.asarray(kernel, np.float64), np.asarray(gram, np.float64), np.zeros(kernel.shape)
+    for column, kept in enumerate(np.asarray(mask).T):
+        solved[kept, column] = np.linalg.solve(g[np.ix_(kept, kept)], g[kept] @ k[:, column])
+    return solved
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+def test_repair_is_least_squares_of_each_layer_on_any_mask(propagate):
+    masks = jaxprune.random(jax.random.key(0), PARAMS, 0.5)
+    got = jaxprune.repair(two_layers, PARAMS, masks, BATCHES, damping=0.0, propagate=propagate)
+    x = np.concatenate(BATCHES).astype(np.float64)
+    up = least_squares(PARAMS["up"], x.T @ x, masks["up"])
+    hidden = np.maximum(x @ (up if propagate else np.asarray(PARAMS["up"], np.float64)), 0)
+    down = least_squares(PARAMS["down"], hidden.T @ hidden, masks["down"])
+    np.testing.assert_allclose(got["up"], up, atol=1e-3)
+    np.testing.assert_allclose(got["down"], down, atol=1e-3)
+    for name in PARAMS:
+        assert not np.asarray(got[name])[~np.asarray(masks[name])].any()
+
+    def loss(p):
+        return float(np.square(two_layers(p, jnp.asarray(x, jnp.float32)) - two_layers(PARAMS, np.float32(x))).sum())
+
+    assert loss(got) < 0.8 * loss(jaxprune.apply(PARAMS, masks))
+
+
+def test_repair_takes_masks_of_channels_and_leaves_the_rest_masked():
+    params = {**PARAMS, "table": normal(12, 5, 8)}
+    masks = {
+        "up": jnp.arange(8)[:, None] > 2,
+        "down": jnp.arange(8)[None] != 4,
+        "table": jnp.arange(40).reshape(5, 8) > 7,
+    }
+
+    def fun(p, i):
+        return two_layers(p, p["table"][i])
+
+    batches = [jnp.arange(1, 5), jnp.arange(2, 5)]
+    got = jaxprune.repair(fun, params, masks, batches, where=~named("table"))
+    np.testing.assert_array_equal(got["table"], jnp.where(masks["table"], params["table"], 0))
+    assert not got["up"][:3].any()
+    assert not got["down"][:, 4].any()
+    assert (got["up"][3:] != PARAMS["up"][3:]).all()
+    none = jaxprune.repair(fun, params, {"up": None, "down": masks["down"], "table": None}, batches)
+    assert (none["up"] == PARAMS["up"]).all()
+
+
+def test_a_scan_is_repaired_as_the_unrolled_model():
+    def scanned(p, x):
+        return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]
+
+    def unrolled(p, x):
+        for w in p["layers"]:
+            x = x + jnp.tanh(x @ w)
+        return x
+
+    stack = normal(4, 3, 8, 8)
+    masks = jaxprune.magnitude({"layers": stack}, 0.5)
+    got = jaxprune.repair(scanned, {"layers": stack}, masks, BATCHES)
+    expected = jaxprune.repair(unrolled, {"layers": list(stack)}, {"layers": list(masks["layers"])}, BATCHES)
+    np.testing.assert_allclose(got["layers"], jnp.stack(expected["layers"]), atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)])
+def test_swaps_of_a_whole_model(pattern):
+    masks = oneshot.wanda(two_layers, PARAMS, BATCHES, pattern=pattern)[1]
+    got, refined = oneshot.swap(two_layers, PARAMS, masks, BATCHES, pattern=pattern)
+    up = layerwise.swap(PARAMS["up"], masks["up"], gram_of(*BATCHES), pattern)
+    hidden = [jax.nn.relu(x @ jnp.where(up, PARAMS["up"], 0)) for x in BATCHES]
+    np.testing.assert_array_equal(refined["up"], up)
+    np.testing.assert_array_equal(
+        refined["down"], layerwise.swap(PARAMS["down"], masks["down"], gram_of(*hidden), pattern)
+    )
+    np.testing.assert_array_equal(got["up"], jnp.where(up, PARAMS["up"], 0))
+    assert (refined["up"] != masks["up"]).any()
+
+
+@pytest.mark.parametrize("method", [jaxprune.repair, oneshot.swap])
+def test_masks_that_do_not_fit_are_named(method):
+    with pytest.raises(ValueError, match=r"mask of 'up' must be a boolean array.*\(8, 8\); got float32 \(8, 8\)"):
+        method(two_layers, PARAMS, {"up": jnp.ones((8, 8)), "down": None}, BATCHES)
+    with pytest.raises(ValueError, match=r"mask of 'down'.*got bool \(4, 8\)"):
+        method(two_layers, PARAMS, {"up": None, "down": jnp.ones((4, 8), bool)}, BATCHES)
+    with pytest.raises(ValueError, match=r"mask of 'down'.*got Packed.*unpack it"):
+        method(two_layers, PARAMS, jaxprune.pack(jaxprune.magnitude(PARAMS, 0.5)), BATCHES)
+    with pytest.raises(ValueError, match=r"'table'.*looked up"):
+        method(
+            lambda p, i: p["table"][i], {"table": normal(0, 8, 8)}, {"table": jnp.ones((8, 8), bool)}, [jnp.arange(3)]
+        )
+    with pytest.raises(ValueError, match=r"masks must have the structure.*'down'"):
+        method(two_layers, PARAMS, {"up": None}, BATCHES)
+
+
 def test_what_cannot_be_pruned_is_said():
     with pytest.raises(ValueError, match=r"'table'.*looked up.*where="):
         jaxprune.sparsegpt(lambda p, i: p["table"][i], {"table": normal(0, 8, 8)}, [jnp.arange(3)])

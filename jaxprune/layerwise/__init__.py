@@ -4,5 +4,7 @@ from jaxprune.layerwise.admm import admm as admm
 from jaxprune.layerwise.damping import Damped as Damped
 from jaxprune.layerwise.damping import damp as damp
 from jaxprune.layerwise.obs import obs as obs
+from jaxprune.layerwise.refit import refit as refit
 from jaxprune.layerwise.sparsegpt import sparsegpt as sparsegpt
+from jaxprune.layerwise.swap import swap as swap
 from jaxprune.layerwise.wanda import wanda as wanda

@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxprune import patterns
 from jaxprune.layerwise import choice
 from jaxprune.layerwise.damping import factorise, report
+from jaxprune.layerwise.refit import refine, scaled, solve
 from jaxprune.typing import Gram, Kernel, Sparsity
 
 _CONVERGED = 1e-4  # norm of what is left of the gradient, relative to the right-hand side
-_LONGEST = 200
 
 
 def admm(
@@ -93,14 +93,9 @@ def _admm(
     by_output: bool,
     refit: bool,
 ) -> tuple[Kernel, Bool[Array, "in out"], tuple[Array, ...]]:
-    dtype = choice.working(kernel, gram)
-    norm = jnp.sqrt(jnp.diagonal(gram)).astype(dtype)
-    scale = jnp.where(norm == 0, 1, norm)
-    identity = jnp.eye(gram.shape[0], dtype=dtype)
-    correlation = gram.astype(dtype) / (scale[:, None] * scale[None, :]) + jnp.asarray(damping, dtype) * identity
-    weights = kernel.astype(dtype) * norm[:, None]
-    target = correlation @ weights
-    damped = factorise(correlation + identity, jnp.float32(0))
+    system = scaled(kernel, gram, damping)
+    weights, identity = system.weights, jnp.eye(gram.shape[0], dtype=system.gram.dtype)
+    damped = factorise(system.gram + identity, jnp.float32(0))
     inverse = damped.upper.T @ damped.upper
 
     def step(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -109,51 +104,12 @@ def _admm(
         mask = choice.chosen(jnp.abs(proposed), keep[i], pattern, by_output)
         sparse = jnp.where(mask, proposed, 0)
         dual = proposed - sparse
-        return inverse @ (target + sparse - dual), dual, mask
+        return inverse @ (system.target + sparse - dual), dual, mask
 
     start = (weights, jnp.zeros_like(weights), jnp.zeros(weights.shape, bool))
     solved, _, mask = lax.fori_loop(0, keep.shape[0], step, start)
-    solved = _refine(correlation, target, jnp.where(mask, solved, 0), mask)
+    solved = refine(system, jnp.where(mask, solved, 0), mask, _CONVERGED)
     fit = (damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper)))
     if refit:
-        solved, fit = _refit(correlation, target, mask)
-    return (solved / scale[:, None]).astype(kernel.dtype), mask, fit
-
-
-def _refine(gram: Gram, target: Kernel, weights: Kernel, mask: Bool[Array, "in out"]) -> Kernel:
-    """Conjugate gradients for the kept weights of every output at once."""
-
-    def squared(values: Array) -> Float[Array, " out"]:
-        return jnp.sum(jnp.square(values), axis=0)
-
-    enough = _CONVERGED**2 * squared(jnp.where(mask, target, 0))
-
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        weights, left, direction, size, steps = state
-        image = jnp.where(mask, gram @ direction, 0)
-        along = jnp.sum(direction * image, axis=0)
-        length = jnp.where((size > enough) & (along > 0), size / jnp.where(along > 0, along, 1), 0)[None]
-        weights, left = weights + length * direction, left - length * image
-        new_size = squared(left)
-        turned = left + (new_size / jnp.where(size > 0, size, 1))[None] * direction
-        return weights, left, turned, new_size, steps + 1
-
-    def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
-        return jnp.any(state[3] > enough) & (state[4] < _LONGEST)
-
-    left = jnp.where(mask, target - gram @ weights, 0)
-    return lax.while_loop(unfinished, step, (weights, left, left, squared(left), jnp.int32(0)))[0]
-
-
-def _refit(gram: Gram, target: Kernel, mask: Bool[Array, "in out"]) -> tuple[Kernel, tuple[Array, ...]]:
-    """The least-squares weights of each output on its own support."""
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-
-    def one(column: tuple[Array, Array]) -> tuple[Array, ...]:
-        right, kept = column
-        damped = factorise(jnp.where(kept[:, None] & kept[None, :], gram, identity), jnp.float32(0))
-        solved = damped.upper.T @ (damped.upper @ jnp.where(kept, right, 0))
-        return jnp.where(kept, solved, 0), damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper))
-
-    solved, *fit = lax.map(one, (target.T, mask.T), batch_size=8)
-    return solved.T, tuple(fit)
+        solved, fit = solve(system, mask)
+    return (solved / system.scale[:, None]).astype(kernel.dtype), mask, fit

@@ -37,6 +37,15 @@ def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Spar
     return sparsity
 
 
+def check_mask(kernel: Kernel, mask: Bool[Array, "in out"]) -> None:
+    """Raises a `ValueError` unless the mask is a boolean array of the kernel's shape."""
+    if mask.shape != kernel.shape or mask.dtype != bool:
+        raise ValueError(
+            f"The mask must be boolean and of the kernel's shape {kernel.shape}; got {mask.dtype} {mask.shape}. "
+            "Broadcast it, or compare it with 0."
+        )
+
+
 def working(kernel: Kernel, statistic: Float[Array, "..."]) -> Any:
     """The dtype to compute in: float32 or wider."""
     return tree.promote(tree.promote(kernel.dtype, statistic.dtype), jnp.float32)
