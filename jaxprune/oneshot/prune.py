@@ -88,7 +88,7 @@ def admm(
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     where: Where = is_kernel,
     iterations: int = 20,
-    damping: float = 0.01,
+    damping: float = 0.3,
     within: Literal["layer", "output"] = "layer",
     propagate: bool = True,
     mask: Callable[..., Any] | None = None,
@@ -104,7 +104,7 @@ def admm(
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       where: Picks the leaves, by `(path, leaf)`.
       iterations: See `layerwise.admm`.
-      damping: Likewise.
+      damping: Likewise, and larger than for a layer alone: what fits a few samples too closely serves others worse.
       within: Likewise.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
       mask: `mask(*args)` says which samples count; see `calibrate`.
