@@ -12,6 +12,7 @@ from zoo.case import compare, randomised, size
 
 from jaxprune import budgets, filters, scores, slimming
 from jaxprune import masks as masks_
+from jaxprune.calibrate import calibrate
 from jaxprune.coupling import couple
 from jaxprune.shrink import shrink
 from jaxprune.strategies import slim
@@ -103,6 +104,27 @@ def test_a_statistic_of_the_outputs_ranks_units(mlp):
     masks = slim(params, 0.5, coupling=coupling, scores=slimming.of_outputs(variance, coupling))
     assert np.flatnonzero(masks["bias"]).tolist() == [0, 4, 5, 7]
     assert np.flatnonzero(masks["last"]).tolist() == [3, 4, 5]
+
+
+def test_a_statistic_of_the_rank_of_the_kernel_ranks_units_as_a_vector_does(mlp):
+    _, _, coupling = mlp
+    vectors = {"first": jnp.arange(8.0), "second": jnp.arange(6.0), "bias": None, "last": None}
+    rows = {path: value if value is None else value[None] for path, value in vectors.items()}
+    compare(slimming.of_outputs(rows, coupling).by_group, slimming.of_outputs(vectors, coupling).by_group, 0.0)
+
+
+def test_a_statistic_of_a_scanned_kernel_ranks_the_units_of_each_layer():
+    fun, params, args = plain.scanned()()
+    params = randomised(params)
+    matrices = filters.named("embed|up|down|head")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    moments = calibrate(fun, params, [x], statistic="variance", where=matrices)
+    values = scores.variance(params, moments, where=matrices)
+    ranked = slimming.of_outputs(values, couple(fun, params, *args)).by_group["layers/up"]
+    found = np.asarray(moments["layers"]["up"].outputs.variance)[:, 0]
+    np.testing.assert_allclose(ranked, found / found.mean(), rtol=1e-6)
+    assert ranked.shape == (3, 12)
+    assert not np.allclose(ranked[0], ranked[1])
 
 
 def test_a_unit_without_scores_is_named(mlp):

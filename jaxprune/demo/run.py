@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxprune import budgets, filters, masks, patterns, slimming, strategies, tree
+from jaxprune import budgets, filters, masks, patterns, slimming, strategies
+from jaxprune import scores as scoring
 from jaxprune.calibrate import calibrate
 from jaxprune.coupling import Coupling, couple
 from jaxprune.demo import classifier, pictures
@@ -256,8 +257,7 @@ def _by_variance(name: str, task: Task, fun: Callable[..., Any], params: Params,
     del seed
     most, keep_mean = VARIANCE[name]
     coupling, statistics = _measured(task, fun, params)
-    variances = tree.map_with_path(lambda _, leaf, s: s and s.outputs.variance.reshape(-1), params, statistics)
-    ranked = slimming.of_outputs(variances, coupling).by_group
+    ranked = slimming.of_outputs(scoring.variance(params, statistics), coupling).by_group
     scores = slimming.UnitScores({group: -values if most else values for group, values in ranked.items()})
     chosen: Masks = strategies.slim(params, sparsity, coupling=coupling, scores=scores)
     small, small_params, _ = shrink(fun, params, chosen, coupling, compensate=statistics if keep_mean else None)

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from jaxprune import tree
-from jaxprune.coupling import Coupling, Group
+from jaxprune.coupling import Coupling, Group, Member
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Scores, Where
 
@@ -114,27 +114,62 @@ def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
     """Scores units by a statistic of what they put out, such as its variance.
 
     Args:
-      values: For kernels, by the structure of the parameters, one number per output `(out,)`; `None` elsewhere.
+      values: For kernels, by the structure of the parameters, one number per output: `(out,)`, or an array that
+        broadcasts against the kernel, as `scores.variance` returns; `None` elsewhere.
       coupling: From `couple` of the same parameters.
 
     Raises:
       ValueError: A group's units are put out by no leaf that has values; the message names the group.
+
+    Example:
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+      >>> params = {"first": jnp.array([[3.0, 1.0], [0.0, 1.0]]), "second": jnp.ones((2, 2))}
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> moments = jaxprune.calibrate(mlp, params, [x], statistic="variance")
+      >>> scores = of_outputs(jaxprune.scores.variance(params, moments), jaxprune.couple(mlp, params, x))
+      >>> print(scores.by_group["first"])
+      [2. 0.]
     """
     leaves = {path: _float32(leaf) for path, leaf in tree.flatten(values)[0] if tree.is_array(leaf)}
     xp = _namespace(leaves.values())
     found = {}
     for group in coupling.groups:
-        sums, count = xp.zeros(group.width, np.float32), 0
+        rows, count = group.layers if group.stack is not None else 1, 0
+        sums = xp.zeros((rows, group.width), np.float32)
         for member in group.members:
-            units = coupling.units[member.path][member.axis]
-            if not member.contracted and member.path in leaves and leaves[member.path].shape == units.shape:
-                mine = _mine(units, group)
-                sums = _add(sums, units[mine] - group.start, leaves[member.path][mine], xp)
-                count += int(mine.sum()) // group.width
+            axes = coupling.units[member.path]
+            units = axes[member.axis]
+            value = None if member.contracted else leaves.get(member.path)
+            if value is None or not _tells_apart(value, axes, member):
+                continue
+            mine = _mine(units, group)
+            pooled = value if value.shape == units.shape else value.mean(_others(value.ndim, member, group))
+            pooled = xp.broadcast_to(_rows_first(pooled, member, group), (rows, len(units)))
+            sums = _add(sums, units[mine] - group.start, pooled[:, mine], xp)
+            count += int(mine.sum()) // group.width
         if not count:
             raise ValueError(f"No leaf with values puts out the units of '{group.name}'. Leave it out with `protect=`.")
-        found[group.name] = _normalized(sums / count, xp)
+        found[group.name] = _normalized((sums if group.stack is not None else sums[0]) / count, xp)
     return UnitScores(found)
+
+
+def _tells_apart(value: Any, axes: tuple[np.ndarray, ...], member: Member) -> bool:
+    """Whether values of a leaf are one per position of a member's axis, alone or at the rank of the leaf."""
+    positions = len(axes[member.axis])
+    return value.shape == (positions,) or (value.ndim == len(axes) and value.shape[member.axis] == positions)
+
+
+def _others(rank: int, member: Member, group: Group) -> tuple[int, ...]:
+    """The axes of a leaf along which neither units nor layers lie."""
+    return tuple(axis for axis in range(rank) if axis not in (member.axis, group.stack))
+
+
+def _rows_first(pooled: Any, member: Member, group: Group) -> Any:
+    """`(layers, positions)`, or one row, from what is left of a leaf without its other axes."""
+    if pooled.ndim == 1:
+        return pooled[None]
+    return pooled.T if group.stack is not None and group.stack > member.axis else pooled
 
 
 def _reduced(values: Any, rest: tuple[int, ...], measure: str, aggregate: Aggregate, xp: Any) -> Any:
@@ -158,11 +193,8 @@ def _pool(
             continue
         score, units = leaves[member.path], coupling.units[member.path][member.axis]
         mine = _mine(units, group)
-        rest = tuple(a for a in range(score.ndim) if a not in (member.axis, group.stack))
-        pooled = _reduced(score, rest, measure, aggregate, xp)
-        if group.stack is not None and group.stack > member.axis:
-            pooled = pooled.T
-        pooled, places = pooled.reshape(rows, -1)[:, mine], units[mine] - group.start
+        pooled = _reduced(score, _others(score.ndim, member, group), measure, aggregate, xp)
+        pooled, places = _rows_first(pooled, member, group)[:, mine], units[mine] - group.start
         if aggregate == "max":
             total = _maximum(total, places, pooled, weights == 0, xp)
         else:
