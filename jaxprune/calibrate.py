@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -74,21 +75,16 @@ def calibrate(
         raise ValueError(f"`statistic` must be 'norm', 'variance' or 'gram'; got {statistic!r}.")
     kind = _KINDS[statistic]
     leaves = list(arrays(params).values())
-    steps: dict[Any, Callable[..., Any]] = {}
-    found: Mapping[int, Use] | None = None
+    made = ByShape(fun, params, where, lambda traced, found: (_step(traced, found, kind), found))
+    found: Mapping[int, Use] = {}
     states: Any = None
     for batch in batches:
-        args = batch if isinstance(batch, tuple) else (batch,)
-        key = signature(args)
-        if key not in steps:
-            traced = trace(fun, params, *args)
-            found = picked(traced, where)
-            steps[key] = _step(traced, found, kind)
+        (step, found), args = made(batch)
         if states is None:
-            states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in (found or {}).items()}
+            states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in found.items()}
         chosen = None if mask is None else jnp.asarray(mask(*args), bool)
-        states = steps[key](states, leaves, list(arrays(args).values()), chosen)
-    if found is None:
+        states = step(states, leaves, list(arrays(args).values()), chosen)
+    if states is None:
         raise ValueError("`calibrate` needs at least one batch; `batches` is empty.")
     numbers = iter(range(len(leaves)))
 
@@ -99,13 +95,36 @@ def calibrate(
     return tree.map_with_path(result, params)
 
 
-def signature(args: tuple[Any, ...]) -> Any:
-    """What a compiled pass depends on."""
-    leaves, structure = jax.tree.flatten(args)
-    return structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
+@dataclasses.dataclass
+class ByShape:
+    """What is made of a function's trace, once for each shape of batch.
+
+    Attributes:
+      fun: The function.
+      params: Its parameters.
+      where: Picks the leaves.
+      make: `make(traced, found)`, where `found` says how each picked leaf is used.
+      made: What was made, by what a trace depends on.
+    """
+
+    fun: Callable[..., Any]
+    params: Params
+    where: Where
+    make: Callable[[Traced, dict[int, Use]], Any]
+    made: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
+        """What was made for a batch of this shape, and the batch as arguments."""
+        args = batch if isinstance(batch, tuple) else (batch,)
+        leaves, structure = jax.tree.flatten(args)
+        key = structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
+        if key not in self.made:
+            traced = trace(self.fun, self.params, *args)
+            self.made[key] = self.make(traced, _picked(traced, self.where))
+        return self.made[key], args
 
 
-def picked(traced: Traced, where: Where) -> dict[int, Use]:
+def _picked(traced: Traced, where: Where) -> dict[int, Use]:
     """How each picked leaf is used."""
     found = uses(traced)
     uses_of: dict[int, Use] = {}

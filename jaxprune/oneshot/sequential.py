@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxprune import running, tree
-from jaxprune.calibrate import picked, signature
+from jaxprune.calibrate import ByShape
 from jaxprune.jaxpr.program import Program, Run
 from jaxprune.jaxpr.roles import Use
 from jaxprune.jaxpr.seen import Product, Unclear
 from jaxprune.jaxpr.stages import Look, Unit
-from jaxprune.jaxpr.trace import Traced, arrays, trace
+from jaxprune.jaxpr.trace import Traced, arrays
 from jaxprune.oneshot import kernels
 from jaxprune.typing import Kernel, Mask, Masks, Params, Where
 
@@ -134,23 +134,17 @@ def _calls(
     where: Where,
     valid: Callable[..., Any] | None,
 ) -> list[_Call]:
-    programs: dict[Any, tuple[Program, Traced, dict[int, Use]]] = {}
+    made = ByShape(fun, params, where, lambda traced, found: (Program(traced, found), traced, found))
     calls = list[_Call]()
     for batch in batches:
-        args = batch if isinstance(batch, tuple) else (batch,)
-        key = signature(args)
-        if key not in programs:
-            traced = trace(fun, params, *args)
-            found = picked(traced, where)
-            programs[key] = Program(traced, found), traced, found
-        program, traced, found = programs[key]
+        (program, traced, found), args = made(batch)
         counted = None if valid is None else jnp.asarray(valid(*args), bool)
         calls.append(_Call(Run(program, arrays(args).values()), counted, traced, found))
     if not calls:
         raise ValueError("At least one batch is needed; `batches` is empty.")
     plans = {
         tuple((stage.units, *(glance.units for glance in stage.looks)) for stage in program.stages)
-        for program, _, _ in programs.values()
+        for program, _, _ in made.made.values()
     }
     if len(plans) > 1:
         raise ValueError(
