@@ -1,9 +1,13 @@
 """Statistics of what multiplies each parameter, against forward passes written by hand."""
 
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models, plain
 from zoo.case import randomised
@@ -143,6 +147,45 @@ def test_dense_kernels_laid_out_either_way_and_with_heads():
         check(fun, params, [x], seen, ("norm", "variance", "gram"))
         check(jax.jit(jax.checkpoint(fun)), params, [x[:3], x[3:]], seen, ("variance",))
         check(lambda p, x: jax.vmap(fun, (None, 0))(p, x[:, None]), params, [x], seen, ("gram",))
+
+
+def linen_mlp():
+    model = nn.Sequential([nn.Dense(5), nn.tanh, nn.Dense(2)])
+    return model.apply, model.init(jax.random.key(0), jnp.ones((1, 3)))
+
+
+def nnx_mlp():
+    model = nnx.Sequential(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), jnp.tanh, nnx.Linear(5, 2, rngs=nnx.Rngs(1)))
+    graph, state = nnx.split(model)
+    return lambda p, x: nnx.merge(graph, p)(x), state
+
+
+def equinox_mlp():
+    model = eqx.nn.MLP(3, 2, 5, 1, jnp.tanh, key=jax.random.key(0))
+    params, rest = eqx.partition(model, eqx.is_array)
+    return lambda p, x: jax.vmap(eqx.combine(p, rest))(x), params
+
+
+def haiku_mlp():
+    def apply(x):
+        return hk.nets.MLP((5, 2), activation=jnp.tanh)(x)
+
+    model = hk.without_apply_rng(hk.transform(apply))
+    return model.apply, model.init(jax.random.key(0), jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize("build", [linen_mlp, nnx_mlp, equinox_mlp, haiku_mlp])
+@pytest.mark.dtype_promotion
+@pytest.mark.rank_promotion
+def test_a_network_of_every_framework_is_that_written_by_hand(build):
+    fun, params = build()
+    params, batches = randomised(params), [normal(6, 3), normal(4, 3)]
+    leaves = {frozenset(leaf.shape): (path, np.asarray(leaf, np.float64)) for path, leaf in tree.flatten(params)[0]}
+    (first, up), (second, down) = leaves[frozenset((3, 5))], leaves[frozenset((5, 2))]
+    up, down = (kernel if kernel.shape[0] == size else kernel.T for kernel, size in ((up, 3), (down, 5)))
+    x = np.concatenate(batches).astype(np.float64)
+    hidden = np.tanh(x @ up + leaves[frozenset((5,))][1])
+    check(fun, params, batches, {first: (x, x @ up), second: (hidden, hidden @ down)}, ("norm", "variance", "gram"))
 
 
 def windows(image, taps, strides, dilation, spacing, padding):
