@@ -190,6 +190,59 @@ def test_every_kind_of_pytree(kind):
     assert float(jaxprune.sparsity(stepped, jaxprune.masks_of(state))) == (0.0 if kind == "empty" else 0.5)
 
 
+SPARSE_TRAINING = {
+    "rigl": lambda masks, _: jaxprune.rigl(optax.sgd(0.1), masks, end=1, drop=0.5),
+    "sparse_evolution": lambda masks, _: jaxprune.sparse_evolution(optax.sgd(0.1), masks, KEY, end=1, drop=0.5),
+    "acdc": lambda masks, _: jaxprune.acdc(optax.sgd(0.1), jaxprune.magnitude, 0.5, end=1, every=1),
+    "dpf": lambda masks, _: jaxprune.dpf(optax.sgd(0.1), jaxprune.magnitude, 0.5, end=1),
+    "movement": lambda masks, _: jaxprune.movement(optax.sgd(0.1), jaxprune.from_scores, 0.5, end=1),
+    "soft_threshold": lambda _, size: jaxprune.soft_threshold(optax.sgd(0.1), size),
+    "group_lasso": lambda _, size: jaxprune.group_lasso(optax.sgd(0.1), size),
+}
+
+
+@pytest.mark.parametrize("kind", ["NamedTuple with None", "Flax NNX"])
+@pytest.mark.dtype_promotion
+def test_sparse_training_takes_every_kind_of_pytree(kind):
+    tree = pytrees()[kind]
+    masks = jaxprune.magnitude(tree, 0.5)
+    size = 0.9 * float(jnp.sqrt(jnp.mean(jnp.square(max(jax.tree.leaves(tree), key=jnp.size)))))  # of a weight by now
+    for name, make in SPARSE_TRAINING.items():
+        optimizer = make(masks, size)
+        updates, state = jax.jit(optimizer.update)(tree, optimizer.init(tree), tree)
+        stepped, found = optax.apply_updates(tree, updates), jaxprune.masks_of(state)
+        assert jax.tree.structure(stepped) == jax.tree.structure(tree), name
+        assert jax.tree.structure(found) == jax.tree.structure(masks), name
+        jax.tree.map(np.testing.assert_array_equal, stepped, jaxprune.apply(stepped, found))
+        if name in ("soft_threshold", "group_lasso"):
+            assert 0 < float(jaxprune.sparsity(stepped, found)) < 1, name
+        else:
+            assert float(jaxprune.sparsity(stepped, found)) == 0.5, name
+
+
+@pytest.mark.parametrize("kind", ["list and tuple", "NamedTuple with None", "dataclass", "Flax NNX"])
+@pytest.mark.dtype_promotion
+def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
+    tree = pytrees()[kind]
+    optimizer = jaxprune.masked(optax.sgd(0.1), None)
+    trainer = jaxprune.Trainer(
+        init=lambda params, masks: jaxprune.masked(optax.sgd(0.1), masks).init(params),
+        step=jax.jit(lambda params, state, batch: optimizer.update(params, state, params)),
+        batches=lambda index, epoch: [],
+        evaluate=jaxprune.sparsity,
+    )
+    found, again = (
+        jaxprune.prune_retrain(
+            tree, jaxprune.magnitude, trainer, jaxprune.targets.AtSparsity(0.5, 2), epochs=1, folder=tmp_path
+        )
+        for _ in range(2)
+    )
+    assert found.history[-1].sparsity == 0.5
+    assert again.history == found.history
+    assert jax.tree.structure(again.params) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, (again.params, again.masks), (found.params, found.masks))
+
+
 def test_paths_read_as_people_write_them():
     found = {kind: jaxprune.tree.paths(tree) for kind, tree in pytrees().items()}
     assert found["list and tuple"] == ["0", "1/0", "1/1"]

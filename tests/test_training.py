@@ -121,19 +121,32 @@ def command(folder, result, pause):
 
 
 def test_a_killed_run_ends_as_it_would_have(tmp_path):
-    """Killed in the middle of the second round, with one on disk; then the same command, and one that ran through."""
+    """Killed in the middle of every round, then left alone; and one that ran through."""
     through, resumed = tmp_path / "through", tmp_path / "resumed"
     options = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
     subprocess.run(command(tmp_path / "a", through, 0), check=True, capture_output=True, **options)
-    with subprocess.Popen(command(tmp_path / "b", resumed, 0.3), stdout=subprocess.PIPE, **options) as process:
-        for line in process.stdout:
-            if line == "epoch 2 1\n":
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    assert not resumed.exists()
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["round_0000", "round_0001"]
+    for index, epoch in ((1, 0), (2, 1), (3, 1)):
+        with subprocess.Popen(command(tmp_path / "b", resumed, 0.2), stdout=subprocess.PIPE, **options) as process:
+            for line in process.stdout:
+                assert not line.startswith(f"epoch {index - 2} ")  # it was complete at the kill before
+                if line == f"epoch {index} {epoch}\n":
+                    process.send_signal(signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL
+        assert not resumed.exists()
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [f"round_{i:04d}" for i in range(index)]
     again = subprocess.run(command(tmp_path / "b", resumed, 0), check=True, capture_output=True, **options)
-    assert "epoch 2 0" in again.stdout
-    assert "epoch 1 0" not in again.stdout
+    assert "epoch 3 0" in again.stdout
+    assert "epoch 2 0" not in again.stdout
     assert resumed.read_bytes() == through.read_bytes()
+
+
+def test_a_round_that_was_killed_while_it_was_written_is_done_again(tmp_path):
+    run = {"epochs": 1, "folder": tmp_path}
+    target = targets.AtSparsity(0.8, rounds=2)
+    found = jaxprune.prune_retrain(DENSE, jaxprune.magnitude, trainer(), target, **run)
+    (tmp_path / "round_0002").rename(tmp_path / "round_0002.orbax-checkpoint-tmp-1")
+    again = jaxprune.prune_retrain(DENSE, jaxprune.magnitude, trainer(), target, **run)
+    assert again.history == found.history
+    jax.tree.map(np.testing.assert_array_equal, (again.params, again.masks), (found.params, found.masks))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round_0000", "round_0001", "round_0002"]

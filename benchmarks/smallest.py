@@ -1,0 +1,133 @@
+"""How small does a model get within half a point of the dense one, on Fashion-MNIST, with nobody watching?
+
+`prune_retrain` looks for it twice: by single weights, and by whole units, where what is removed is counted in
+multiply-accumulates and then taken out by `shrink`. A twelfth of the training images is held out to choose by; the test
+images are for the report alone.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune
+from benchmarks import accuracy, history
+from jaxprune import budgets, slimming, targets
+from jaxprune.demo import classifier
+from jaxprune.demo.data import Images, fashion_mnist
+
+_BATCH = 128
+_RATE = 2e-3
+_DECAY = 1e-4
+_HELD_OUT = 5000
+_TOLERANCE = 0.5  # points of accuracy
+
+FUN = accuracy.FUN
+TARGETS = {
+    "weights": targets.Within(_TOLERANCE, factor=0.3),
+    "units": targets.Within(_TOLERANCE, factor=0.7, resolution=0.1),
+}
+
+
+def held_out(data: Images) -> Images:
+    """The training images alone, some of them in the place of the test images."""
+    images, labels = data.train_images, data.train_labels
+    return data._replace(
+        train_images=images[_HELD_OUT:], train_labels=labels[_HELD_OUT:],
+        test_images=images[:_HELD_OUT], test_labels=labels[:_HELD_OUT],
+    )  # fmt: skip
+
+
+def trainer(split: Images, epochs: int) -> jaxprune.Trainer:
+    """Each round trains as the dense model was trained, with a learning rate that starts anew."""
+    steps = epochs * (len(split.train_images) // _BATCH)
+    inner = optax.adamw(optax.cosine_decay_schedule(_RATE, steps), weight_decay=_DECAY)
+    step = classifier.train_step(FUN, lambda _: jaxprune.masked(inner, None))
+
+    def batches(index: int, epoch: int) -> Iterable[Any]:
+        return classifier.batches(split, 1, _BATCH, 1000 * index + epoch)
+
+    return jaxprune.Trainer(
+        init=lambda params, masks: jaxprune.masked(inner, masks).init(params),
+        step=lambda params, state, batch: step(params, state, *batch, jnp.float32(0)),
+        batches=batches,
+        evaluate=lambda params: classifier.accuracy(FUN, params, split.test_images, split.test_labels),
+    )
+
+
+def train_dense(split: Images, epochs: int) -> Any:
+    """The dense model."""
+    train, params = trainer(split, epochs), classifier.initialise(accuracy.MODEL, split.train_images, 0)
+    state = train.init(params, jax.tree.map(lambda _: None, params))
+    for epoch in range(epochs):
+        for batch in train.batches(0, epoch):
+            params, state, _ = train.step(params, state, batch)
+    return params
+
+
+def search(kind: str, dense: Any, split: Images, epochs: int, folder: Path | None) -> tuple[jaxprune.Rounds, Any]:
+    """The smallest model of a kind, and what it is coupled by."""
+    coupling = jaxprune.couple(FUN, dense, split.train_images[:1])
+
+    def by_units(params: Any, share: float) -> Any:
+        return jaxprune.slim(params, coupling=coupling, budget=slimming.macs(coupling, 1 - share))
+
+    strategy = by_units if kind == "units" else functools.partial(jaxprune.magnitude, budget=budgets.global_)
+    found = jaxprune.prune_retrain(
+        dense, strategy, _timed(trainer(split, epochs)), TARGETS[kind], epochs=epochs, folder=folder
+    )
+    return found, coupling
+
+
+def _timed(train: jaxprune.Trainer) -> jaxprune.Trainer:
+    """Tells when each round begins."""
+    started = time.perf_counter()
+
+    def batches(index: int, epoch: int) -> Iterable[Any]:
+        if epoch == 0:
+            print(f"round {index} begins at {time.perf_counter() - started:.0f} s", flush=True)
+        return train.batches(index, epoch)
+
+    return jaxprune.Trainer(train.init, train.step, batches, train.evaluate)
+
+
+def evidence(kind: str, dense: Any, found: jaxprune.Rounds, coupling: Any, data: Images) -> jaxprune.Report:
+    """Before and after, on the test images; whole units are taken out."""
+    after, masks = (FUN, found.params), found.masks
+    if kind == "units":
+        after, masks = jaxprune.shrink(FUN, found.params, masks, coupling)[:2], None
+    return jaxprune.report((FUN, dense), after, data.test_images, data.test_labels, masks=masks)
+
+
+def main(argv: list[str]) -> None:
+    """Searches, prints the rounds and the reports."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks smallest", description=__doc__)
+    parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
+    parser.add_argument("--kinds", nargs="*", choices=TARGETS, default=tuple(TARGETS))
+    parser.add_argument("--dense-epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8, help="of each round")
+    parser.add_argument("--rounds", type=Path, help="keep each round in this folder, to go on where a run was stopped")
+    options = parser.parse_args(argv)
+    data, figures = fashion_mnist(options.folder), dict[str, float]()
+    split, started = held_out(data), time.perf_counter()
+    dense = train_dense(split, options.dense_epochs)
+    print(f"{history.device()}; the dense model took {time.perf_counter() - started:.0f} s", flush=True)
+    for kind in options.kinds:
+        started = time.perf_counter()
+        kept = None if options.rounds is None else options.rounds / kind
+        found, coupling = search(kind, dense, split, options.epochs, kept)
+        report = evidence(kind, dense, found, coupling, data)
+        seconds = time.perf_counter() - started
+        print(f"\n{kind}, {len(found.history) - 1} rounds in {seconds:.0f} s\n{found}\n\n{report}\n", flush=True)
+        figures |= {
+            f"{kind}, removed": report.sparsity if kind == "weights" else 1 - report.after.macs / report.before.macs,
+            f"{kind}, points lost": 100 * (report.before.accuracy - report.after.accuracy),
+            f"{kind}, seconds": seconds,
+        }
+    history.append("smallest", figures)
