@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxprune import meshes, ordering, patterns, tree
@@ -68,7 +69,15 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
     checked = jnp.stack([_checked_count(*args) for args in zip(names, counts, sizes, strict=True)])
-    kept = _select(pooled, checked, jointly=jointly, absolute=absolute)
+    if jointly or any(isinstance(leaf, Tracer) for leaf in pooled):
+        kept = _select(pooled, checked, jointly=jointly, absolute=absolute)
+    else:
+        # Leaf by leaf, so that leaves of one shape are compiled once: all at once, hundreds of them take a minute.
+        alone = [
+            _select((p,), count[None], jointly=True, absolute=absolute)
+            for p, count in zip(pooled, checked, strict=True)
+        ]
+        kept = [mask for (mask,) in alone]
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
