@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -158,13 +159,20 @@ def test_a_race_is_run_once_for_kernels_of_the_same_form(monkeypatch):
     assert len(runs) == 2  # the rough one and the fine one
 
 
-def test_timings_are_those_of_the_functions():
-    slow = functools.partial(jax.jit(jnp.linalg.inv), jnp.eye(200))
-    quick = functools.partial(jax.jit(lambda x: x + 1), jnp.ones(()))
+def test_timings_are_those_of_the_functions(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def call(seconds):
+        now[0] += seconds
+        return jnp.ones(())
+
+    slow, quick = functools.partial(call, 4e-3), functools.partial(call, 1e-3)
     times = timing.seconds([slow, quick], 3, together=0.0)
-    assert times.shape == (2, 3)
-    assert timing.seconds([slow, quick], 3, together=0.1).shape[1] > 3
-    assert timing.speedup(times, of=1, over=0) > 3
+    np.testing.assert_allclose(times, [[4e-3] * 3, [1e-3] * 3], rtol=1e-6)
+    # Two calls of the slow one and five of the quick one fill the five milliseconds of a timing.
+    assert timing.seconds([slow, quick], 3, together=0.125).shape == (2, 10)
+    assert math.isclose(timing.speedup(times, of=1, over=0), 4, rel_tol=1e-6)
     assert math.isclose(timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
 
 
