@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,21 @@ from sybil.parsers.rest import DocTestParser
 # Shapes included. As for a type checker, an `int` will do for a `float`.
 install_import_hook("jaxprune", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+_CLEARED_EVERY = 50  # tests
+_finished = itertools.count(1)
+
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def pytest_report_header():
     """Says which JAX is tested, since two are supported at once."""
     return f"jax {jax.__version__}, numpy {np.__version__}, optax {optax.__version__}"
+
+
+def pytest_runtest_teardown():
+    """Lets go of compiled programs now and then: some thousands use up a process's memory maps, and XLA crashes."""
+    if next(_finished) % _CLEARED_EVERY == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
