@@ -50,7 +50,7 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
        [ True False]]
     """
     if absolute and not isinstance(pattern, patterns.Unstructured):
-        scores, absolute = jax.tree.map(jnp.abs, scores), False
+        scores, absolute = magnitudes(scores), False
     if isinstance(pattern, patterns.Along):
         return _along_lines(scores, keep, pattern)
     jointly = isinstance(keep, int | np.integer) or (tree.is_array(keep) and keep.ndim == 0)
@@ -91,6 +91,16 @@ def _along_lines(scores: Scores, keep: Counts, pattern: patterns.Along) -> Masks
     return treedef.unflatten(masks)
 
 
+def magnitudes(scores: Scores) -> Scores:
+    """The absolute values. A leaf that is not floating raises a `TypeError` that names its path."""
+
+    def magnitude(path: str, score: Any) -> Any:
+        tree.check_floating(path, score)
+        return jnp.abs(score)
+
+    return tree.map_with_path(magnitude, scores)
+
+
 def counts_of_highest(scores: Scores, total: Any, *, pattern: Any = patterns.Unstructured()) -> Counts:
     """How many groups each leaf keeps when the `total` highest of all leaves stay.
 
@@ -117,7 +127,7 @@ def fitting(method: Callable[[Any], Any], path: str, score: Any, *, abstract: bo
     """
     tree.check_floating(path, score)
     try:
-        return jax.eval_shape(method, score) if abstract else method(score)
+        return jax.eval_shape(method, score) if abstract else method(jnp.asarray(score))
     except ValueError as error:
         raise ValueError(f"{error}; '{path}' has shape {score.shape}. Leave it out with `where=`.") from error
 

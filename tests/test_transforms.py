@@ -301,3 +301,20 @@ def test_errors_say_what_to_do():
         jaxprune.masks_of(optax.adam(0.1).init(tree))
     with pytest.raises(ValueError, match=r"0 <= begin <= end and every >= 1; got begin=5, end=3"):
         jaxprune.gradual(optax.sgd(0.1), jaxprune.magnitude, 0.5, begin=5, end=3)
+
+
+def test_a_weight_that_gradual_brings_back_starts_afresh_in_the_same_update():
+    params, grads = {"kernel": jnp.array([[3.0, 1.0]])}, {"kernel": jnp.array([[1.0, 2.0]])}
+
+    def alternate(params, sparsity):
+        del params
+        return {"kernel": jnp.array([[True, False]]) | (sparsity < 0.5)}
+
+    optimizer = jaxprune.gradual(optax.trace(0.9), alternate, lambda count: (count % 2 == 0) * 1.0, end=9)
+    state = optimizer.init(params)
+    for kept, moment in ((False, 0.0), (True, 2.0), (False, 0.0), (True, 2.0)):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        assert jaxprune.masks_of(state)["kernel"][0, 1] == kept
+        assert state.inner.trace["kernel"][0, 1] == moment
+        assert params["kernel"][0, 1] == moment  # from 0, by the gradient alone

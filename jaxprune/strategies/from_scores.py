@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-
-from jaxprune import budgets, patterns, selection, tree
+from jaxprune import budgets, patterns, selection
 from jaxprune.typing import Budget, Masks, Pattern, Scores, Sparsity
 
 UNSTRUCTURED = patterns.Unstructured()
@@ -48,14 +46,9 @@ def from_scores(
     if sparsity is None and not isinstance(budget, budgets.Cumulative):
         sparsity = 0.5
     # Most budgets look at shapes only; then nothing computes these values under `jit`.
-    sizes = tree.map_with_path(_size, scores) if absolute else scores
+    sizes = selection.magnitudes(scores) if absolute else scores
     counts = _counts(sizes, sparsity, budget, pattern)
     return selection.select(scores, counts, pattern=pattern, absolute=absolute)
-
-
-def _size(path: str, score: Any) -> Any:
-    tree.check_floating(path, score)
-    return jnp.abs(score)
 
 
 def _counts(scores: Scores, sparsity: Any, budget: Budget, pattern: Pattern) -> Any:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import jax.numpy as jnp
+from typing import Literal
 
 from jaxprune import budgets, tree
 from jaxprune import scores as scoring
 from jaxprune.filters import is_kernel
 from jaxprune.strategies.from_scores import UNSTRUCTURED, from_scores
-from jaxprune.typing import Budget, Masks, Params, Pattern, PRNGKey, Scores, Sparsity, Where
+from jaxprune.typing import Budget, Masks, Params, Pattern, PRNGKey, Sparsity, Where
 
 
 def magnitude(
@@ -46,16 +44,8 @@ def magnitude(
        [False False]] None
     """
     absolute = norm == "l1"  # single weights then rank without their absolute values being written down
-    scores = _weights(params, where) if absolute else scoring.magnitude(params, norm=norm, where=where)
+    scores = tree.choose(where, params) if absolute else scoring.magnitude(params, norm=norm, where=where)
     return from_scores(scores, sparsity, budget=budget, pattern=pattern, absolute=absolute)
-
-
-def _weights(params: Params, where: Where) -> Scores:
-    def weights(path: str, leaf: Any) -> Any:
-        tree.check_floating(path, leaf)
-        return jnp.asarray(leaf)
-
-    return tree.map_with_path(weights, tree.choose(where, params))
 
 
 def random(
