@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from jaxprune import patterns
 from jaxprune.jaxpr.roles import Use
 
 
@@ -78,3 +80,8 @@ def _part(leaf: Any, starts: Sequence[Any], shape: tuple[int, ...]) -> Any:
 @functools.partial(jax.jit, donate_argnums=0)
 def _replaced(leaf: Any, new: Any, starts: Sequence[Any]) -> Any:
     return lax.dynamic_update_slice(leaf, new, starts)
+
+
+def along_inputs(pattern: Any) -> Any:
+    """The pattern of a matrix: its inputs come first by the time it is pruned, wherever they are in the leaf."""
+    return dataclasses.replace(pattern, axis=None) if isinstance(pattern, patterns.NM) else pattern

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxprune import layerwise, patterns, tree
 from jaxprune import masks as masking
 from jaxprune.filters import is_kernel
-from jaxprune.oneshot import sequential
+from jaxprune.oneshot import kernels, sequential
 from jaxprune.oneshot.sequential import Method, Progress
 from jaxprune.typing import Kernel, Mask, Masks, Params, Where
 
@@ -117,7 +117,7 @@ def swap(
       Zhang et al., 2024, "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs".
     """
     start, given, chosen = _prepared(params, masks, where)
-    pattern = patterns.NM(pattern.n, pattern.m, group=pattern.group) if isinstance(pattern, patterns.NM) else pattern
+    pattern = kernels.along_inputs(pattern)
 
     def solve(kernel: Kernel, gram: Any, kept: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         del path, place

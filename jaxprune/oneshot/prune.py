@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxprune import layerwise, patterns, tree
 from jaxprune.filters import is_kernel
-from jaxprune.oneshot import sequential
+from jaxprune.oneshot import kernels, sequential
 from jaxprune.oneshot.sequential import Method, Progress
 from jaxprune.typing import Kernel, Mask, Masks, Params, Sparsity, Where
 
@@ -70,7 +69,7 @@ def sparsegpt(
       Frantar & Alistarh, 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot".
     """
     of = _sparsities(params, sparsity)
-    pattern = _along_inputs(pattern)
+    pattern = kernels.along_inputs(pattern)
 
     def solve(kernel: Kernel, damped: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         return layerwise.sparsegpt(kernel, damped, of(path, place), pattern, block=block, within=within)
@@ -128,7 +127,7 @@ def admm(
       Boža, 2024, "Fast and Effective Weight Update for Pruned Large Language Models".
     """
     of = _sparsities(params, sparsity)
-    pattern = _along_inputs(pattern)
+    pattern = kernels.along_inputs(pattern)
 
     def solve(kernel: Kernel, gram: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         return layerwise.admm(
@@ -188,18 +187,13 @@ def wanda(
       Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models".
     """
     of = _sparsities(params, sparsity)
-    pattern = _along_inputs(pattern)
+    pattern = kernels.along_inputs(pattern)
 
     def solve(kernel: Kernel, norm: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         return layerwise.wanda(kernel, norm, of(path, place), pattern, within=within)
 
     method = Method(sequential.NORM, lambda norm: norm, solve)
     return sequential.run(fun, params, batches, method, where=where, valid=mask, propagate=propagate, progress=progress)
-
-
-def _along_inputs(pattern: Any) -> Any:
-    """A kernel's inputs come first by the time it is pruned, wherever they are in the leaf."""
-    return dataclasses.replace(pattern, axis=None) if isinstance(pattern, patterns.NM) else pattern
 
 
 def _sparsities(params: Params, sparsity: Any) -> Callable[[str, tuple[int, ...]], Any]:
