@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
 from jaxprune import meshes, ordering, spread
-from jaxprune.typing import Score
 
 Keys: TypeAlias = Int[Array, "..."]
 
 _COUNTED = 512  # how long a row is that is only counted
 _LENGTHS = {2**23: 64, 2**15: 32, 0: 8}  # of rows to lift from, by size from which on: there should be many as well
-_BLOCKS = 2**10
-_SMALL = 2**12  # ties among so few are summed up one by one
 
 
 class Tally(NamedTuple):
@@ -58,12 +54,6 @@ def tally(piece: Any, marks: Int[Array, " mark"], absolute: bool) -> Tally:
     )
 
 
-def no_tally(piece: Any, marks: Int[Array, " mark"]) -> Tally:
-    """The tally of an array that is not looked at."""
-    shapes = jax.eval_shape(lambda *args: tally(*args, absolute=False), piece, marks)
-    return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-
-
 def _tally_rows(rows: Any, marks: Int[Array, " mark"], absolute: bool) -> Tally:
     limits = jnp.iinfo(marks.dtype)
     bottom, top = jnp.array(limits.min, marks.dtype), jnp.array(limits.max, marks.dtype)
@@ -98,38 +88,12 @@ def count(piece: Any, marks: Int[Array, " mark"], absolute: bool) -> Int[Array, 
     return total
 
 
-def first_equal(
-    piece: Score, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """Where to cut the flat scores so that `wanted` scores with this key lie before it.
-
-    The scores are counted in each of many blocks; only the block in which the count passes `wanted` is looked into.
-
-    Returns:
-      The index of the cut, and how many such scores lie before it: fewer than `wanted` where there are no more.
-    """
+def first_equal(piece: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
+    """Where to cut the flat scores so that `wanted` scores with this key lie before it; there must be more of them."""
     if meshes.is_spread(piece):
         return spread.first_equal(piece, key, wanted, absolute)
-    piece = piece.reshape(-1)
-    if piece.size <= _SMALL:
-        through = jnp.cumsum((ordering.keys(piece, absolute) == key).astype(jnp.int32))
-        return jnp.sum(through <= wanted, dtype=jnp.int32), jnp.minimum(wanted, jnp.max(through, initial=0))
-    size = piece.size // _BLOCKS
-    blocks, rest = piece[: _BLOCKS * size].reshape(_BLOCKS, size), piece[_BLOCKS * size :]
-    keys = ordering.keys(blocks, absolute)
-    above = lax.reduce(
-        ((keys >= key).astype(jnp.int32), (keys > key).astype(jnp.int32)), (jnp.int32(0),) * 2, spread.plus, (1,)
-    )
-    through = jnp.cumsum(above[0] - above[1])
-    block = jnp.sum(through <= wanted, dtype=jnp.int32)
-    before = jnp.where(block > 0, through[jnp.maximum(block - 1, 0)], 0)
-    start = jnp.minimum(block, _BLOCKS - 1) * size
-    inside, taken_inside = first_equal(lax.dynamic_slice(piece, (start,), (size,)), key, wanted - before, absolute)
-    beyond, taken_beyond = first_equal(rest, key, wanted - through[-1], absolute)
-    return (
-        jnp.where(block < _BLOCKS, start + inside, _BLOCKS * size + beyond),
-        jnp.where(block < _BLOCKS, before + taken_inside, through[-1] + taken_beyond),
-    )
+    through = jnp.cumsum((ordering.keys(piece, absolute) == key).astype(jnp.int32))
+    return jnp.sum(through <= wanted, dtype=jnp.int32)
 
 
 def _rows(piece: Any, length: int) -> list[Any]:

@@ -26,7 +26,8 @@ def keys(values: Float[Array, "..."] | Int[Array, "..."], absolute: bool = False
       absolute: Order by absolute value.
 
     Returns:
-      int32, or int64 for float64, of the same shape. Consecutive floats get consecutive integers.
+      int32, or int64 for float64, of the same shape. Consecutive floats get consecutive integers, and no
+      float the lowest integer.
     """
     if jnp.issubdtype(values.dtype, jnp.integer):
         return values
@@ -37,7 +38,7 @@ def keys(values: Float[Array, "..."] | Int[Array, "..."], absolute: bool = False
     infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, values.dtype), integer).astype(bits.dtype)
     magnitude = bits & jnp.array(jnp.iinfo(integer).max, bits.dtype)
     ordered = magnitude if absolute else jnp.where(bits < 0, -magnitude, magnitude)
-    return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min, bits.dtype), ordered)
+    return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
 
 
 def values(keys: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:

@@ -14,12 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from jaxprune import meshes, ordering, patterns, tree
-from jaxprune.counting import first_equal
-from jaxprune.threshold import Bracket, Problem, find
+from jaxprune import meshes, ordering, partition, patterns, ties, tree
+from jaxprune.threshold import Problem, find
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
 
 
@@ -69,15 +67,7 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
     checked = jnp.stack([_checked_count(*args) for args in zip(names, counts, sizes, strict=True)])
-    if jointly or any(isinstance(leaf, Tracer) for leaf in pooled):
-        kept = _select(pooled, checked, jointly=jointly, absolute=absolute)
-    else:
-        # Leaf by leaf, so that leaves of one shape are compiled once: all at once, hundreds of them take a minute.
-        alone = [
-            _select((p,), count[None], jointly=True, absolute=absolute)
-            for p, count in zip(pooled, checked, strict=True)
-        ]
-        kept = [mask for (mask,) in alone]
+    kept = _select(pooled, checked, jointly=jointly, absolute=absolute)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
@@ -149,33 +139,32 @@ def _select(
     """Masks of the scores themselves; one group for all leaves or one for each."""
     # Keys of different dtypes do not compare.
     dtype = functools.reduce(tree.promote, [score.dtype for score in scores])
-    pieces = [score.astype(dtype) for score in scores]
-    group = [0 if jointly else i for i in range(len(scores))]
-    filled = [i for i, piece in enumerate(pieces) if piece.size]
-    problem = Problem([pieces[i] for i in filled], [group[i] for i in filled], keep, dtype, absolute)
-    masks = dict(zip(filled, _masks(problem, find(problem)), strict=True))
-    return tuple(masks.get(i, jnp.ones(piece.shape, bool)) for i, piece in enumerate(pieces))
+    filled = [i for i, score in enumerate(scores) if score.size]
+    masks = [jnp.ones(score.shape, bool) for score in scores]
+    if filled:
+        pieces = [scores[i].astype(dtype) for i in filled]
+        pieces = [piece if meshes.is_spread(piece) else piece.reshape(-1) for piece in pieces]
+        group = np.zeros(len(filled), np.int64) if jointly else np.arange(len(filled))
+        sizes = np.array([piece.size for piece in pieces])
+        counts = keep if jointly else keep[np.array(filled)]
+        problem = Problem(partition.of(pieces, group, absolute), sizes, group, counts, dtype)
+        least, cuts = _ends(problem)
+        for i, piece, number in zip(filled, pieces, partition.numbers(range(len(pieces)), pieces), strict=True):
+            late = meshes.flat_index(piece.shape) >= cuts[number]
+            mask = ordering.keys(piece, absolute) >= least[number] + late.astype(least.dtype)
+            masks[i] = mask.reshape(scores[i].shape)
+    return tuple(masks)
 
 
-def _masks(problem: Problem, bracket: Bracket) -> list[Mask]:
-    """Everything at or above the bracket's high end, and of the ties at its low end the first ones still missing."""
-    pieces, group, keep, _, absolute = problem
-    all_ties = bracket.above_low == keep
-    high = jnp.where(all_ties, bracket.low, bracket.high)
-    missing = jnp.where(all_ties, 0, keep - bracket.above_high)
+def _ends(problem: Problem) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
+    """For each leaf the least key that stays, and the flat index from which on not even that does."""
+    bracket = find(problem)
+    everything = jnp.asarray(problem.sizes, jnp.int32)
+    all_ties = bracket.above_low == problem.keep
+    missing = jnp.where(all_ties, 0, problem.keep - bracket.above_high)
+    least = jnp.where(all_ties | (missing > 0), bracket.low, bracket.high)[problem.group]
 
-    def first() -> list[Int[Array, ""]]:
-        left, cuts = missing, list[Array]()
-        for piece, g in zip(pieces, group, strict=True):
-            cut, taken = first_equal(piece, bracket.low[g], left[g], absolute)
-            left = left.at[g].add(-taken)
-            cuts.append(cut)
-        return cuts
+    def cut() -> tuple[Array, Array]:
+        return least, jnp.where((missing > 0)[problem.group], ties.cuts(problem, bracket.low, missing), everything)
 
-    cuts = lax.cond(jnp.any(missing > 0), first, lambda: [jnp.int32(0)] * len(pieces))
-    masks = list[Mask]()
-    for piece, g, cut in zip(pieces, group, cuts, strict=True):
-        keys = ordering.keys(piece, absolute)
-        early = meshes.flat_index(piece.shape) < cut
-        masks.append((keys >= high[g]) | ((keys == bracket.low[g]) & early))
-    return masks
+    return lax.cond(jnp.any(missing > 0), cut, lambda: (least, everything))

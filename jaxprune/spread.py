@@ -31,28 +31,25 @@ def count(scores: Any, marks: Int[Array, " mark"], absolute: bool) -> Int[Array,
     return _number([keys >= mark for mark in marks])
 
 
-def first_equal(
-    scores: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def first_equal(scores: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
     """Where to cut the flat indices so that `wanted` scores with this key lie before; see `counting.first_equal`.
 
     The index is searched for by counting, nine ways at once: a prefix sum would bring the array to one device.
     """
     ties, index = ordering.keys(scores, absolute) == key, meshes.flat_index(scores.shape)
-    taken = jnp.minimum(wanted, _number([ties])[0])
 
     def narrow(bracket: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = bracket
         step = jnp.maximum((high - low) // (_WAYS + 1), 1)
         marks = jnp.minimum(low + step * jnp.arange(1, _WAYS + 1, dtype=jnp.int32), high)
         before = _number([ties & (index < mark) for mark in marks])
-        low = jnp.max(jnp.where(before < taken, marks, low))
-        return low, jnp.min(jnp.where(before >= taken, marks, high))
+        low = jnp.max(jnp.where(before < wanted, marks, low))
+        return low, jnp.min(jnp.where(before >= wanted, marks, high))
 
-    # Before `low` there are fewer than `taken`, before `high` there are as many.
+    # Before `low` there are fewer than `wanted`, before `high` there are as many.
     start = jnp.int32(-1), jnp.int32(scores.size)
     _, cut = lax.while_loop(lambda bracket: bracket[0] + 1 < bracket[1], narrow, start)
-    return cut, taken
+    return cut
 
 
 def totals(counts: Sequence[Int[Array, "..."]]) -> Int[Array, " total"]:

@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune import counting, meshes, ordering, tree
+from jaxprune import counting, meshes, ordering, partition, tree
+from jaxprune.partition import Numbers, Parts
 
 Marks: TypeAlias = Int[Array, "group mark"]
 
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**8  # and at least so many in each
-_OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in standard deviations
+_OFFSETS = np.array([-4, -2.5, -1.2, -0.4, 0.4, 1.2, 2.5, 4], np.float32)  # in standard deviations
+_LIFTED = 8  # so many parts are lifted from at most, which takes several times longer to compile
+_FEW = 32  # scores in a bracket, the spread of which says little
 _EVEN = np.arange(16, dtype=np.float32) / 16
 
 
@@ -32,19 +37,18 @@ class Problem(NamedTuple):
     """What to find a threshold in.
 
     Attributes:
-      pieces: Arrays of scores, or of keys, all of one dtype, none of them empty.
-      group: For each piece, the group that it belongs to; a group has one threshold.
+      parts: Of the leaves, or of keys lifted out of them.
+      sizes: For each leaf, how many scores it has.
+      group: For each leaf, the group that it belongs to. A group has one threshold.
       keep: For each group, how many of its scores are to stay.
       dtype: Of the scores.
-      absolute: Whether scores rank by absolute value, which is then taken whenever they are looked at: writing it to
-        memory for the passes that follow would cost as much as one more of them.
     """
 
-    pieces: list[Any]
-    group: list[int]
+    parts: list[Parts]
+    sizes: Numbers
+    group: Numbers
     keep: Int[Array, " group"]
     dtype: Any
-    absolute: bool = False
 
 
 class Bracket(NamedTuple):
@@ -64,14 +68,19 @@ def find(problem: Problem) -> Bracket:
       keys equal to the lower one are ties.
     """
     start = _everything(problem)
-    if any(meshes.is_spread(piece) for piece in problem.pieces):
-        return _searched(start, problem, _marks)  # what is sampled or lifted out would travel between devices
-    bracket = _counted(start, _sampled_marks(problem, start), problem)
+    if any(meshes.is_spread(array) for parts in problem.parts for array in parts.arrays):
+        # What is sampled or lifted out would travel between devices.
+        return _searched(start, problem, _spaced_marks(start, problem), _spaced_marks)
+    marks = _sampled_marks(problem, start)
+    if len(problem.parts) > _LIFTED:
+        return _searched(start, problem, marks, _spaced_marks)
+    bracket = _counted(start, marks, problem)
 
     def narrow(bracket: Bracket) -> Bracket:
         # The barrier keeps XLA from computing the keys before the loop, which would write them all to memory.
-        bracket, pieces = lax.optimization_barrier((bracket, problem.pieces))
-        return _narrowed(bracket, problem._replace(pieces=pieces))
+        bracket, arrays = lax.optimization_barrier((bracket, [parts.arrays for parts in problem.parts]))
+        barred = [replace(parts, arrays=own) for parts, own in zip(problem.parts, arrays, strict=True)]
+        return _narrowed(bracket, problem._replace(parts=barred))
 
     return lax.while_loop(lambda bracket: jnp.any(_is_open(bracket, problem.keep)), narrow, bracket)
 
@@ -79,17 +88,17 @@ def find(problem: Problem) -> Bracket:
 def _everything(problem: Problem) -> Bracket:
     groups = problem.keep.shape[0]
     integer = jnp.int64 if problem.dtype.itemsize == 8 else jnp.int32
-    low, high = jnp.iinfo(integer).min, jnp.iinfo(integer).max
+    low, high = jnp.iinfo(integer).min + 1, jnp.iinfo(integer).max  # below `low` is only what fills parts up
     return Bracket(
         jnp.full(groups, low, integer),
         jnp.full(groups, high, integer),
-        jnp.asarray(_sizes(problem), jnp.int32),
+        jnp.asarray(_totals(problem), jnp.int32),
         jnp.zeros(groups, jnp.int32),
     )
 
 
-def _sizes(problem: Problem) -> np.ndarray:
-    return np.bincount(problem.group, [piece.size for piece in problem.pieces], problem.keep.shape[0])
+def _totals(problem: Problem) -> Numbers:
+    return np.bincount(problem.group, problem.sizes, problem.keep.shape[0]).astype(np.int64)
 
 
 def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " group"]:
@@ -99,26 +108,19 @@ def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " grou
 
 def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
     """The bracket after one pass: between the two marks around the threshold, or closed among what was lifted."""
-    pieces, group, keep, dtype, absolute = problem
-    marks = _marks(bracket, problem)
-    above = [jnp.zeros(marks.shape[1], jnp.int32)] * keep.shape[0]
-    least = [jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype)] * keep.shape[0]
-    crowd = [jnp.int32(0)] * keep.shape[0]
-    candidates, candidate_group = list[Any](), list[int]()
-    is_open, tally_of = _is_open(bracket, keep), functools.partial(counting.tally, absolute=absolute)
-    for piece, g in zip(pieces, group, strict=True):
-        tally = lax.cond(is_open[g], tally_of, counting.no_tally, piece, marks[g])
-        above[g] = above[g] + tally.above
-        least[g] = jnp.minimum(least[g], tally.least)
-        crowd[g] = jnp.maximum(crowd[g], tally.crowd)
-        candidates.extend(tally.lifted)
-        candidate_group.extend([g] * len(tally.lifted))
-    counts = jnp.stack(above)
+    keep, is_open, marks = problem.keep, _is_open(bracket, problem.keep), _marks(bracket, problem)
+    tallies = [
+        parts.visit(functools.partial(counting.tally, absolute=parts.absolute), is_open, marks)
+        for parts in problem.parts
+    ]
+    counts = partition.by_group(problem.parts, [tally.above for tally in tallies], keep.shape[0], jax.ops.segment_sum)
+    least = partition.by_group(problem.parts, [tally.least for tally in tallies], keep.shape[0], jax.ops.segment_min)
+    crowd = partition.by_group(problem.parts, [tally.crowd for tally in tallies], keep.shape[0], jax.ops.segment_max)
     narrowed = _between(bracket, marks, counts, keep)
     # Nothing lies between the old low end and the least key above it: interpolation must not look there.
-    beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(jnp.stack(least), narrowed.high - 1))
+    beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
     narrowed = narrowed._replace(low=jnp.where(narrowed.low > bracket.low, beyond_gap, narrowed.low))
-    complete = (jnp.stack(crowd) <= 2) & (narrowed.low >= marks[:, 0]) & (narrowed.high <= marks[:, 1])
+    complete = is_open & (crowd <= 2) & (narrowed.low >= marks[:, 0]) & (narrowed.high <= marks[:, 1])
     # Above the window there are `beyond` scores more than among the candidates.
     beyond = jnp.where(complete, counts[:, 1], 0)
     inner = Bracket(
@@ -127,8 +129,13 @@ def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
         jnp.where(complete, narrowed.above_low - beyond, 0),
         jnp.where(complete, narrowed.above_high - beyond, 0),
     )
-    inner_keep = jnp.where(complete, keep - beyond, 0)
-    found = _searched(inner, Problem(candidates, candidate_group, inner_keep, dtype), _even_marks)
+    candidates = [
+        partition.of_keys(lifted, parts)
+        for parts, tally in zip(problem.parts, tallies, strict=True)
+        for lifted in tally.lifted
+    ]
+    among = problem._replace(parts=candidates, keep=jnp.where(complete, keep - beyond, 0))
+    found = _searched(inner, among, _even_marks(inner, among), _even_marks)
     found = found._replace(above_low=found.above_low + beyond, above_high=found.above_high + beyond)
     return _where(is_open, _where(complete, found, narrowed), bracket)
 
@@ -138,25 +145,26 @@ def _where(condition: Bool[Array, " group"], first: Bracket, second: Bracket) ->
 
 
 def _searched(
-    bracket: Bracket, problem: Problem, marks_of: Callable[[Bracket, Problem], Int[Array, "group mark"]]
+    bracket: Bracket, problem: Problem, marks: Marks, marks_of: Callable[[Bracket, Problem], Marks]
 ) -> Bracket:
-    """The closed bracket, by counting alone."""
+    """The closed bracket, by counting alone: at first at these marks."""
 
-    def narrow(bracket: Bracket) -> Bracket:
-        return _counted(bracket, marks_of(bracket, problem), problem)
+    def narrow(state: tuple[Bracket, Marks]) -> tuple[Bracket, Marks]:
+        bracket = _counted(*state, problem)
+        return bracket, marks_of(bracket, problem)
 
-    return lax.while_loop(lambda bracket: jnp.any(_is_open(bracket, problem.keep)), narrow, bracket)
+    return lax.while_loop(lambda state: jnp.any(_is_open(state[0], problem.keep)), narrow, (bracket, marks))[0]
 
 
 def _counted(bracket: Bracket, marks: Marks, problem: Problem) -> Bracket:
     """The bracket after one pass that only counts, over the groups that are open."""
     is_open = _is_open(bracket, problem.keep)
-    none = jnp.zeros(marks.shape[1], jnp.int32)
-    count = functools.partial(counting.count, absolute=problem.absolute)
-    counts = [none] * marks.shape[0]
-    for piece, g in zip(problem.pieces, problem.group, strict=True):
-        counts[g] = counts[g] + lax.cond(is_open[g], count, lambda *_: none, piece, marks[g])
-    return _where(is_open, _between(bracket, marks, jnp.stack(counts), problem.keep), bracket)
+    found = [
+        parts.visit(functools.partial(counting.count, absolute=parts.absolute), is_open, marks)
+        for parts in problem.parts
+    ]
+    counts = partition.by_group(problem.parts, found, problem.keep.shape[0], jax.ops.segment_sum)
+    return _where(is_open, _between(bracket, marks, counts, problem.keep), bracket)
 
 
 def _between(bracket: Bracket, marks: Marks, above: Marks, keep: Int[Array, " group"]) -> Bracket:
@@ -179,8 +187,7 @@ def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
     a gap, then the next score.
     """
     ascending, drawn = _sample(problem, start.low.dtype)
-    sizes = np.maximum(_sizes(problem), 1)
-    share = problem.keep.astype(jnp.float32) / jnp.asarray(sizes, jnp.float32)
+    share = problem.keep.astype(jnp.float32) / jnp.asarray(_totals(problem), jnp.float32)
     deviation = jnp.sqrt(drawn * share * (1 - share)) + 1
     position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(_OFFSETS)[None, :] * deviation[:, None]
 
@@ -202,51 +209,66 @@ def _number(hits: Bool[Array, "group mark sample"]) -> Int[Array, "group mark"]:
 
 def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"], np.ndarray]:
     """Keys at random places of each group in ascending order, filled up at the end; and how many there are."""
-    sizes = _sizes(problem)
-    each = max(_SAMPLE // len(sizes), _SAMPLE_EACH)
-    rng = np.random.default_rng(0)
-    samples = [[jnp.zeros(0, integer)] for _ in sizes]
-    for piece, g in zip(problem.pieces, problem.group, strict=True):
-        index = rng.integers(0, piece.size, min(piece.size, each * piece.size // max(1, int(sizes[g])) + 1))
-        drawn = piece.reshape(-1)[jnp.asarray(index, jnp.int32)]
-        samples[g].append(ordering.keys(drawn, problem.absolute).astype(integer))
-    flat = [jnp.concatenate(sample) for sample in samples]
-    length = max(1, *(sample.size for sample in flat))
-    largest = jnp.iinfo(integer).max
-    padded = [jnp.pad(sample, (0, length - sample.size), constant_values=largest) for sample in flat]
-    return jnp.sort(jnp.stack(padded), axis=1), np.array([sample.size for sample in flat], np.float32)
+    groups, rng = problem.keep.shape[0], np.random.default_rng(0)
+    each = max(_SAMPLE // groups, _SAMPLE_EACH)
+    counts = np.minimum(problem.sizes, each * problem.sizes // _totals(problem)[problem.group] + 1)
+    drawn, owner = [jnp.full(1, jnp.iinfo(integer).max, integer)], [np.full(1, groups)]
+    for parts in problem.parts:
+        leaves = np.unique(parts.leaf)
+        length = counts[leaves].max()
+        places = rng.integers(0, problem.sizes[leaves, None], (len(leaves), length))
+        drawn.append(parts.keys_at(leaves, places).reshape(-1).astype(integer))
+        in_use = np.arange(length) < counts[leaves, None]
+        owner.append(np.where(in_use, problem.group[leaves, None], groups).reshape(-1))
+    owners = np.concatenate(owner)
+    place = np.argsort(owners, kind="stable")
+    number = np.bincount(owners, minlength=groups + 1)[:groups]
+    table = np.zeros((groups, number.max()), np.int32)  # the first key drawn fills up
+    table[np.arange(number.max()) < number[:, None]] = place[: number.sum()]
+    return jnp.sort(jnp.concatenate(drawn)[table], axis=1), number.astype(np.float32)
 
 
 def _marks(bracket: Bracket, problem: Problem) -> Marks:
-    """A window around where linear interpolation puts the threshold, or the whole bracket if it holds few; and others.
+    """A window around where the threshold is expected, or the whole bracket if it holds few; and others."""
+    share, deviation, inside = _expected(bracket, problem)
+    guesses = _inside(bracket, share + jnp.array([[-4.0, 4.0, -16.0, 16.0]], jnp.float32) * deviation, problem.dtype)
+    few = inside <= jnp.asarray([[counting.liftable(int(size))] for size in _totals(problem)], jnp.float32)
+    ends = jnp.stack([bracket.low, bracket.high], axis=1)
+    others = jnp.concatenate([guesses[:, 2:], _safeguards(bracket)], axis=1)
+    return jnp.concatenate([_pinned(jnp.where(few, ends, guesses[:, :2])), _pinned(others)], axis=1)
+
+
+def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
+    """Marks ever wider apart around where the threshold is expected, or evenly spaced if the bracket holds few."""
+    share, deviation, inside = _expected(bracket, problem)
+    spaced = share + jnp.array([[-16.0, -4.0, -1.0, 1.0, 4.0, 16.0]], jnp.float32) * deviation
+    shares = jnp.where(inside <= _FEW, jnp.arange(1, 7, dtype=jnp.float32)[None, :] / 7, spaced)
+    return _pinned(jnp.concatenate([_inside(bracket, shares, problem.dtype), _safeguards(bracket)], axis=1))
+
+
+def _expected(bracket: Bracket, problem: Problem) -> tuple[Array, Array, Array]:
+    """How far from the low to the high end linear interpolation puts the threshold; the deviation; scores in between.
 
     Interpolates the values, not the keys, which crowd towards 0: above the zeros of what is pruned already, scores
-    spread evenly over many powers of two. The deviation is that of an order statistic of evenly spread values. Of the
-    other marks, the middle key bounds the number of passes for any data, and the key above `low` is for many scores
-    that share the value `low`.
+    spread evenly over many powers of two. The deviation is that of an order statistic of evenly spread values.
     """
-    inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
-    share = (bracket.above_low - problem.keep).astype(jnp.float32) / jnp.maximum(inside, 1)
-    deviation = (jnp.sqrt(inside * share * (1 - share)) + 1) / jnp.maximum(inside, 1)
-    around = share[:, None] + jnp.array([-4.0, 4.0, -16.0, 16.0], jnp.float32)[None, :] * deviation[:, None]
-    guesses = _inside(bracket, around, problem.dtype)
-    few = (inside <= jnp.asarray([counting.liftable(int(size)) for size in _sizes(problem)], jnp.float32))[:, None]
-    ends = jnp.stack([bracket.low, bracket.high], axis=1)
-    others = jnp.concatenate([guesses[:, 2:], _middle(bracket), bracket.low[:, None] + 1], axis=1)
-    return jnp.concatenate([_pinned(jnp.where(few, ends, guesses[:, :2])), _pinned(others)], axis=1)
+    inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)[:, None]
+    share = (bracket.above_low - problem.keep).astype(jnp.float32)[:, None] / jnp.maximum(inside, 1)
+    return share, (jnp.sqrt(inside * share * (1 - share)) + 1) / jnp.maximum(inside, 1), inside
 
 
 def _even_marks(bracket: Bracket, problem: Problem) -> Marks:
     """Values that cut the bracket into equal parts, the first just above `low`; and the middle key, as in `_marks`."""
     shares = jnp.broadcast_to(jnp.array(_EVEN), (bracket.low.shape[0], len(_EVEN)))
-    return _pinned(jnp.concatenate([_inside(bracket, shares, problem.dtype), _middle(bracket)], axis=1))
+    return _pinned(jnp.concatenate([_inside(bracket, shares, problem.dtype), _safeguards(bracket)[:, :1]], axis=1))
 
 
-def _middle(bracket: Bracket) -> Marks:
+def _safeguards(bracket: Bracket) -> Marks:
+    """The middle key, which bounds the number of passes for any data, and the key above many that share the lowest."""
     # Unsigned, the extent of the bracket is right even where the signed difference overflows and wraps.
     unsigned = jnp.uint64 if bracket.low.dtype == jnp.int64 else jnp.uint32
     width = (bracket.high - bracket.low).astype(unsigned)
-    return (bracket.low + (width // 2).astype(bracket.low.dtype))[:, None]
+    return jnp.stack([bracket.low + (width // 2).astype(bracket.low.dtype), bracket.low + 1], axis=1)
 
 
 def _inside(bracket: Bracket, share: Array, dtype: Any) -> Marks:

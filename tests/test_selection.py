@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import ordering, patterns, selection
+from jaxprune import ordering, partition, patterns, selection
 
 
 def oracle(scores, keep):
@@ -89,6 +89,24 @@ def test_ties_across_leaves_go_to_the_first_leaf():
     assert masks["b"].tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_many_leaves_are_exact_whatever_their_sizes(seed, monkeypatch):
+    """Rows of small leaves, and more large ones than are lifted from: here a row is short, and 200 scores are many."""
+    monkeypatch.setattr(partition, "_LARGE", 200)
+    monkeypatch.setattr(partition, "_ROW", 32)
+    rng = np.random.default_rng(seed)
+    names = list(kinds(8))
+    sizes = [*rng.integers(1, 200, 9), *rng.choice([200, 256, 300 + seed], 12)]
+    scores = [kinds(size, i)[names[i % len(names)]] for i, size in enumerate(sizes)]
+    arrays, counts = [jnp.asarray(score) for score in scores], [int(rng.integers(0, size + 1)) for size in sizes]
+    for got, score, count in zip(jaxprune.select(arrays, counts), scores, counts, strict=True):
+        assert np.array_equal(got, oracle(score, count)), (score.size, count)
+    together = np.concatenate(scores)
+    for total in (0, together.size // 10, together.size // 2, together.size):
+        got = np.concatenate(jaxprune.select(arrays, total))
+        assert np.array_equal(got, oracle(together, total)), total
+
+
 def test_counts_may_be_traced_without_compiling_anew():
     scores = jnp.asarray(kinds(5000)["normal"])
     traces = []
@@ -138,7 +156,7 @@ def test_keys_keep_the_order_of_floats():
     keys = np.asarray(ordering.keys(jnp.asarray(values)))
     assert keys[3] == keys[4]
     assert np.all(np.diff(np.delete(keys, 3)) > 0)
-    assert ordering.keys(jnp.array(jnp.nan)) < keys[0]
+    assert jnp.iinfo(jnp.int32).min < ordering.keys(jnp.array(jnp.nan)) < keys[0]  # nothing has the lowest integer
     for dtype in (jnp.bfloat16, jnp.float16):
         every = jax.lax.bitcast_convert_type(jnp.arange(-(2**15), 2**15).astype(jnp.int16), dtype)
         finite = every[~jnp.isnan(every)]
