@@ -141,6 +141,8 @@ def main(argv: list[str]) -> None:
     known = _known()
     found = [known[way] for way in wanted if way in known]
     print(f"{history.device()}\n\n{table(found)}")
+    if options.tables:
+        return
     names = ("wikipedia", "news", "seconds", "gib")
     history.append("oneshot", {f"{row['method']}, {row['asked']}, {n}": row[n] for row in found for n in names})
 

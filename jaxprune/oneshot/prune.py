@@ -88,7 +88,7 @@ def admm(
     where: Where = is_kernel,
     iterations: int = 20,
     damping: float = 0.3,
-    within: Literal["layer", "output"] = "layer",
+    within: Literal["layer", "output"] = "output",
     propagate: bool = True,
     mask: Callable[..., Any] | None = None,
     progress: Progress | None = None,
@@ -104,7 +104,7 @@ def admm(
       where: Picks the leaves, by `(path, leaf)`.
       iterations: See `layerwise.admm`.
       damping: Likewise, and larger than for a layer alone: what fits a few samples too closely serves others worse.
-      within: Likewise.
+      within: Likewise; those of one output by default, which serves a whole model better.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
       mask: `mask(*args)` says which samples count; see `calibrate`.
       progress: Called as `progress(done, total, path)` after each kernel.
