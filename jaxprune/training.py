@@ -223,8 +223,7 @@ class _Run:
 
     def begin(self, metric: Callable[[], float]) -> None:
         """Makes the dense model round 0."""
-        nothing = jax.tree.map(lambda _: None, self.dense)
-        self.models[0] = self.dense, nothing
+        _, nothing = self.model(0)
         if self.folder is not None and self.saved:
             earlier, _ = checkpoints.load(self.folder, 0, self.dense, nothing)
             tree.map_with_path(self._check_same, self.dense, earlier)
@@ -249,6 +248,8 @@ class _Run:
 
     def model(self, index: int) -> tuple[Params, Masks]:
         """Parameters and masks of a round."""
+        if index == 0:
+            return self.dense, jax.tree.map(lambda _: None, self.dense)
         if index not in self.models and self.folder is not None:
             masks = self.strategy(self.dense, self.rounds[index].asked)  # lends its structure
             self.models[index] = checkpoints.load(self.folder, index, self.dense, masks)

@@ -101,6 +101,19 @@ def test_rewinding_starts_each_round_from_the_snapshot():
     assert found.params["w"].tolist() == [[0.0] * 10 + [0.5] * 10]
 
 
+def test_rounds_on_disk_go_back_to_the_dense_model(tmp_path):
+    """The first round falls short, so that the second starts from where the first did."""
+    target = targets.Within(20.0, rounds=6)
+    kept, plain = (
+        jaxprune.prune_retrain(DENSE, jaxprune.magnitude, trainer(), target, epochs=1, folder=folder)
+        for folder in (tmp_path, None)
+    )
+    assert [row.parent for row in kept.history[:3]] == [0, 0, 0]
+    assert kept.best > 0
+    assert kept.history == plain.history
+    assert np.array_equal(kept.params["w"], plain.params["w"])
+
+
 def test_errors_say_what_to_do(tmp_path):
     forgetful = trainer(
         init=lambda params, _: OPTIMIZER.init(params), step=lambda params, state, batch: ({**params, "w": batch}, state)
