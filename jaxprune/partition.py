@@ -23,7 +23,8 @@ from jaxprune import meshes, ordering
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 _LARGE = 2**17  # scores in a leaf that is not copied
-_ROW = 2**10
+_ROW = 2**10  # places in a row, at least
+_ROWS = 2**14  # into which large leaves are divided, about
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ class Rows(Parts):
     def _cut(self, flat: Any) -> list[Any]:
         whole = flat.size // self.width * self.width
         rows = [flat[:whole].reshape(-1, self.width)]
-        return rows if whole == flat.size else [*rows, _filled(ordering.keys(flat[whole:], self.absolute))[None]]
+        if whole == flat.size:
+            return rows
+        return [*rows, _filled(ordering.keys(flat[whole:], self.absolute), self.width)[None]]
 
     def _read(self, flat: Any, row: Int[Array, ""]) -> Int[Array, " place"]:
         # A shorter last row starts early, so as not to end beyond the array.
@@ -184,25 +187,23 @@ def of_keys(keys: Int[Array, "part place"], origin: Parts) -> Parts:
 
 def finer(parts: Sequence[Parts]) -> list[Parts]:
     """The same leaves in rows, large ones without copies; but what is spread over devices stays whole."""
-    spread = [own for own in parts if meshes.is_spread(own.arrays[0])]
-    flat = [own for own in parts if not meshes.is_spread(own.arrays[0])]
-    if not flat:
-        return spread
-    starts = [own.start if isinstance(own, Rows) else _starts(own.arrays[0].size) for own in flat]
+    split = [isinstance(own, Whole) and not meshes.is_spread(own.arrays[0]) for own in parts]
+    large = [own for own, is_split in zip(parts, split, strict=True) if is_split]
+    others = [own for own, is_split in zip(parts, split, strict=True) if not is_split]
+    if not large:
+        return others
+    sizes = [own.arrays[0].size for own in large]
+    width = min(max(_ROW, 1 << (sum(sizes) // _ROWS).bit_length()), _LARGE)
+    starts = [np.minimum(np.arange(0, size, width), size - width) for size in sizes]
     leaf, group = (
-        np.concatenate([np.resize(getattr(own, of), len(start)) for own, start in zip(flat, starts, strict=True)])
-        for of in ("leaf", "group")
+        np.repeat([getattr(own, of)[0] for own in large], [len(start) for start in starts]) for of in ("leaf", "group")
     )
-    rows = Rows([own.arrays[0] for own in flat], leaf, group, np.concatenate(starts), flat[0].absolute, _ROW)
-    return [*spread, rows]
+    arrays = [own.arrays[0] for own in large]
+    return [Rows(arrays, leaf, group, np.concatenate(starts), large[0].absolute, width), *others]
 
 
-def _starts(size: int) -> Numbers:
-    return np.minimum(np.arange(0, size, _ROW), max(size - _ROW, 0))
-
-
-def _filled(keys: Int[Array, " place"]) -> Int[Array, " filled"]:
-    return jnp.pad(keys, (0, -keys.size % _ROW), constant_values=jnp.iinfo(keys.dtype).min)
+def _filled(keys: Int[Array, " place"], width: int) -> Int[Array, " filled"]:
+    return jnp.pad(keys, (0, -keys.size % width), constant_values=jnp.iinfo(keys.dtype).min)
 
 
 def numbers(values: Sequence[int], leaves: Sequence[Any]) -> Sequence[Int[Array, ""]]:
@@ -236,7 +237,7 @@ def by_group(parts: Sequence[Parts], found: Sequence[Any], groups: int, summary:
 
 
 def _rows(small: list[int], leaves: Sequence[Any], group: Numbers, absolute: bool) -> Rows:
-    keys = [_filled(ordering.keys(leaves[i], absolute)) for i in small]
+    keys = [_filled(ordering.keys(leaves[i], absolute), _ROW) for i in small]
     start = [_ROW * np.arange(own.size // _ROW) for own in keys]
     leaf = np.repeat(small, [len(own) for own in start])
     return Rows([jnp.concatenate(keys)], leaf, group[leaf], np.concatenate(start), absolute, _ROW)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxprune import counting, partition
+from jaxprune.partition import Parts
 from jaxprune.threshold import Problem
 
 
@@ -26,14 +27,8 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Int[Array, " grou
     finer = partition.finer(problem.parts)
     leaf, group, start = (np.concatenate([getattr(parts, of) for parts in finer]) for of in ("leaf", "group", "start"))
     order = np.lexsort((start, leaf))
-    leaf, group = leaf[order], group[order]
-    above = [
-        parts.visit(
-            functools.partial(counting.count, absolute=parts.absolute), wanted > 0, jnp.stack([keys, keys + 1], 1)
-        )
-        for parts in finer
-    ]
-    tied = (lambda counts: counts[:, 0] - counts[:, 1])(jnp.concatenate(above)[order])
+    leaf, group, start = leaf[order], group[order], start[order]
+    tied = _tied(finer, keys, wanted)[order]
     before = jnp.cumsum(tied) - tied
     left = wanted[group] - (before - before[np.searchsorted(group, group)])
     # In each group, the first part that does not keep all its ties.
@@ -41,13 +36,29 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Int[Array, " grou
     passing = jax.ops.segment_min(jnp.where(left < tied, place, end), jnp.asarray(group, jnp.int32), len(wanted))
     at = jnp.minimum(passing, end - 1)
     part = jnp.where(passing < end, jnp.asarray(order, jnp.int32)[at], -1)
-    index, offset = jnp.asarray(start[order], jnp.int32)[at], 0
-    for parts in finer:
-        look = functools.partial(counting.first_equal, absolute=parts.absolute)
-        index += parts.look(look, part - offset, keys, left[at])
-        offset += len(parts.leaf)
+    index = jnp.asarray(start, jnp.int32)[at] + _inside(finer, part, keys, left[at])
     numbers = np.arange(len(problem.sizes))
     first, after = (np.searchsorted(leaf, numbers, side).astype(np.int32) for side in ("left", "right"))
     passing, index = passing[problem.group], index[problem.group]
     sizes = jnp.asarray(problem.sizes, jnp.int32)
     return jnp.where(passing >= after, sizes, jnp.where(passing < first, 0, index))
+
+
+def _tied(parts: list[Parts], keys: Int[Array, " group"], wanted: Int[Array, " group"]) -> Int[Array, " part"]:
+    """How many ties each part holds."""
+    marks = jnp.stack([keys, keys + 1], axis=1)
+    counts = [functools.partial(counting.count, absolute=own.absolute) for own in parts]
+    above = [own.visit(count, wanted > 0, marks) for own, count in zip(parts, counts, strict=True)]
+    return jnp.concatenate([from_key - beyond for from_key, beyond in (found.T for found in above)])
+
+
+def _inside(
+    parts: list[Parts], part: Int[Array, " group"], keys: Int[Array, " group"], wanted: Int[Array, " group"]
+) -> Int[Array, " group"]:
+    """How far into a part of each group the cut lies."""
+    index, first = jnp.zeros_like(wanted), 0
+    for own in parts:
+        look = functools.partial(counting.first_equal, absolute=own.absolute)
+        index += own.look(look, part - first, keys, wanted)
+        first += len(own.leaf)
+    return index
