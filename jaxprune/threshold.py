@@ -27,7 +27,8 @@ Marks: TypeAlias = Int[Array, "group mark"]
 
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**8  # and at least so many in each
-_OFFSETS = np.array([-4, -2.5, -1.2, -0.4, 0.4, 1.2, 2.5, 4], np.float32)  # in standard deviations
+_OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in standard deviations
+_MORE_OFFSETS = np.array([-4, -2.5, -1.2, -0.4, 0.4, 1.2, 2.5, 4], np.float32)  # as many as `_spaced_marks` has
 _LIFTED = 8  # so many parts are lifted from at most, which takes several times longer to compile
 _FEW = 32  # scores in a bracket, the spread of which says little
 _EVEN = np.arange(16, dtype=np.float32) / 16
@@ -71,10 +72,9 @@ def find(problem: Problem) -> Bracket:
     if any(meshes.is_spread(array) for parts in problem.parts for array in parts.arrays):
         # What is sampled or lifted out would travel between devices.
         return _searched(start, problem, _spaced_marks(start, problem), _spaced_marks)
-    marks = _sampled_marks(problem, start)
     if len(problem.parts) > _LIFTED:
-        return _searched(start, problem, marks, _spaced_marks)
-    bracket = _counted(start, marks, problem)
+        return _searched(start, problem, _sampled_marks(problem, start, _MORE_OFFSETS), _spaced_marks)
+    bracket = _counted(start, _sampled_marks(problem, start, _OFFSETS), problem)
 
     def narrow(bracket: Bracket) -> Bracket:
         # The barrier keeps XLA from computing the keys before the loop, which would write them all to memory.
@@ -180,7 +180,7 @@ def _between(bracket: Bracket, marks: Marks, above: Marks, keep: Int[Array, " gr
     )
 
 
-def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
+def _sampled_marks(problem: Problem, start: Bracket, offsets: np.ndarray[Any, np.dtype[np.float32]]) -> Marks:
     """Sample quantiles up to three deviations around the threshold.
 
     A value that several of them share, such as the 0 of what is pruned already, is told from what lies above it: first
@@ -189,7 +189,7 @@ def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
     ascending, drawn = _sample(problem, start.low.dtype)
     share = problem.keep.astype(jnp.float32) / jnp.asarray(_totals(problem), jnp.float32)
     deviation = jnp.sqrt(drawn * share * (1 - share)) + 1
-    position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(_OFFSETS)[None, :] * deviation[:, None]
+    position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(offsets)[None, :] * deviation[:, None]
 
     def at(position: Int[Array, "group mark"]) -> Marks:
         index = jnp.clip(position, 0, np.maximum(drawn.astype(np.int32) - 1, 0)[:, None])
@@ -197,7 +197,7 @@ def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
 
     quantiles = at(position.astype(jnp.int32))
     following = at(_number(ascending[:, None, :] <= quantiles[:, :, None]))
-    before = np.arange(len(_OFFSETS), dtype=np.int32)[None, :] - _number(quantiles[:, None, :] < quantiles[:, :, None])
+    before = np.arange(len(offsets), dtype=np.int32)[None, :] - _number(quantiles[:, None, :] < quantiles[:, :, None])
     marks = jnp.where(before == 0, quantiles, jnp.where(before == 1, quantiles + 1, following))
     after_two = (before[:, 1:] == 0) & (before[:, :-1] == 1)
     return _pinned(jnp.concatenate([marks[:, :1], jnp.where(after_two, following[:, :-1], marks[:, 1:])], axis=1))
