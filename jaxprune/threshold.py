@@ -26,7 +26,7 @@ from jaxprune.partition import Numbers, Parts
 Marks: TypeAlias = Int[Array, "group mark"]
 
 _SAMPLE = 2**13  # scores sampled over all groups
-_SAMPLE_EACH = 2**8  # and at least so many in each
+_SAMPLE_EACH = 2**9  # and at least so many in each
 _OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in standard deviations
 _MORE_OFFSETS = np.array([-4, -2.5, -1.2, -0.4, 0.4, 1.2, 2.5, 4], np.float32)  # as many as `_spaced_marks` has
 _LIFTED = 8  # so many parts are lifted from at most, which takes several times longer to compile
