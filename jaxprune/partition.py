@@ -49,8 +49,8 @@ class Parts:
         """What a function finds in each part.
 
         Args:
-          visitor: Takes a part, and for its group the entry of each of `args`.
-          wanted: The groups to visit; for parts of others the results are zeros, or whatever.
+          visitor: Takes a part, for its group the entry of each of `args`, and whether scores rank by `absolute` value.
+          wanted: The groups to visit; for parts of others the results may be zeros.
           args: Arrays with an entry for each group.
 
         Returns:
@@ -75,6 +75,9 @@ class Parts:
         """The keys at places of each of these leaves, which are given by number."""
         raise NotImplementedError
 
+    def _told(self, visitor: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(visitor, absolute=self.absolute)
+
 
 @dataclass(frozen=True)
 class Whole(Parts):
@@ -90,7 +93,7 @@ class Whole(Parts):
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """See `Parts`; if it is not wanted, the leaf is not read."""
         here, *own = (lax.dynamic_index_in_dim(arg, self.own_group, keepdims=False) for arg in (wanted, *args))
-        return jax.tree.map(lambda x: x[None], _if(here, visitor, self.arrays[0], *own))
+        return jax.tree.map(lambda x: x[None], _if(here, self._told(visitor), self.arrays[0], *own))
 
     def look(self, visitor: Callable[..., Any], number: Int[Array, " group"], *args: Array) -> Any:
         """See `Parts`."""
@@ -119,7 +122,7 @@ class Rows(Parts):
         found, first = list[Any](), 0
         for rows in [rows for array in self.arrays for rows in self._cut(array)]:
             group = self.group[first : first + len(rows)]
-            found.append(jax.vmap(visitor)(rows, *(arg[group] for arg in args)))
+            found.append(jax.vmap(self._told(visitor))(rows, *(arg[group] for arg in args)))
             first += len(rows)
         return jax.tree.map(lambda *results: jnp.concatenate(results), *found)
 
@@ -128,12 +131,12 @@ class Rows(Parts):
         counts = [-(-array.size // self.width) for array in self.arrays]
         array = jnp.asarray(np.repeat(np.arange(len(counts)), counts), jnp.int32)
         row = jnp.asarray(np.concatenate([np.arange(count) for count in counts]), jnp.int32)
-        reads = [functools.partial(self._read, flat) for flat in self.arrays]
+        reads, told = [functools.partial(self._read, flat) for flat in self.arrays], self._told(visitor)
 
         def turn(own: tuple[Array, ...]) -> Any:
             part, *rest = own
             here = (part >= 0) & (part < len(self.leaf))
-            return _if(here, lambda part, *rest: visitor(lax.switch(array[part], reads, row[part]), *rest), part, *rest)
+            return _if(here, lambda part, *rest: told(lax.switch(array[part], reads, row[part]), *rest), part, *rest)
 
         return lax.map(turn, (number, *args))
 

@@ -9,7 +9,6 @@ least, whatever the data.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -109,10 +108,7 @@ def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " grou
 def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
     """The bracket after one pass: between the two marks around the threshold, or closed among what was lifted."""
     keep, is_open, marks = problem.keep, _is_open(bracket, problem.keep), _marks(bracket, problem)
-    tallies = [
-        parts.visit(functools.partial(counting.tally, absolute=parts.absolute), is_open, marks)
-        for parts in problem.parts
-    ]
+    tallies = [parts.visit(counting.tally, is_open, marks) for parts in problem.parts]
     counts = partition.by_group(problem.parts, [tally.above for tally in tallies], keep.shape[0], jax.ops.segment_sum)
     least = partition.by_group(problem.parts, [tally.least for tally in tallies], keep.shape[0], jax.ops.segment_min)
     crowd = partition.by_group(problem.parts, [tally.crowd for tally in tallies], keep.shape[0], jax.ops.segment_max)
@@ -159,10 +155,7 @@ def _searched(
 def _counted(bracket: Bracket, marks: Marks, problem: Problem) -> Bracket:
     """The bracket after one pass that only counts, over the groups that are open."""
     is_open = _is_open(bracket, problem.keep)
-    found = [
-        parts.visit(functools.partial(counting.count, absolute=parts.absolute), is_open, marks)
-        for parts in problem.parts
-    ]
+    found = [parts.visit(counting.count, is_open, marks) for parts in problem.parts]
     counts = partition.by_group(problem.parts, found, problem.keep.shape[0], jax.ops.segment_sum)
     return _where(is_open, _between(bracket, marks, counts, problem.keep), bracket)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +45,7 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Int[Array, " grou
 def _tied(parts: list[Parts], keys: Int[Array, " group"], wanted: Int[Array, " group"]) -> Int[Array, " part"]:
     """How many ties each part holds."""
     marks = jnp.stack([keys, keys + 1], axis=1)
-    counts = [functools.partial(counting.count, absolute=own.absolute) for own in parts]
-    above = [own.visit(count, wanted > 0, marks) for own, count in zip(parts, counts, strict=True)]
+    above = [own.visit(counting.count, wanted > 0, marks) for own in parts]
     return jnp.concatenate([from_key - beyond for from_key, beyond in (found.T for found in above)])
 
 
@@ -58,7 +55,6 @@ def _inside(
     """How far into a part of each group the cut lies."""
     index, first = jnp.zeros_like(wanted), 0
     for own in parts:
-        look = functools.partial(counting.first_equal, absolute=own.absolute)
-        index += own.look(look, part - first, keys, wanted)
+        index += own.look(counting.first_equal, part - first, keys, wanted)
         first += len(own.leaf)
     return index
