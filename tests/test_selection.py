@@ -107,6 +107,14 @@ def test_many_leaves_are_exact_whatever_their_sizes(seed, monkeypatch):
         assert np.array_equal(got, oracle(together, total)), total
 
 
+@pytest.mark.parametrize("number", [1, 10])
+def test_large_leaves_are_not_copied(number):
+    leaves = [jax.ShapeDtypeStruct((2**20 + 300 * (i + 1),), jnp.float32) for i in range(number)]
+    compiled = jax.jit(lambda leaves: jaxprune.select(leaves, 10_000)).lower(leaves).compile()
+    written = compiled.memory_analysis().temp_size_in_bytes
+    assert written < 0.25 * sum(4 * leaf.size for leaf in leaves)
+
+
 def test_counts_may_be_traced_without_compiling_anew():
     scores = jnp.asarray(kinds(5000)["normal"])
     traces = []
