@@ -232,11 +232,17 @@ def _marks(bracket: Bracket, problem: Problem) -> Marks:
 
 
 def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
-    """Marks ever wider apart around where the threshold is expected, or evenly spaced if the bracket holds few."""
+    """Keys that cut a wide bracket into equal parts; in another, marks around where the threshold is expected, and more.
+
+    Interpolation says nothing where scores lie over many powers of two. The other marks bound the number of passes.
+    """
     share, deviation, inside = _expected(bracket, problem)
-    spaced = share + jnp.array([[-16.0, -4.0, -1.0, 1.0, 4.0, 16.0]], jnp.float32) * deviation
-    shares = jnp.where(inside <= _FEW, jnp.arange(1, 7, dtype=jnp.float32)[None, :] / 7, spaced)
-    return _pinned(jnp.concatenate([_inside(bracket, shares, problem.dtype), _safeguards(bracket)], axis=1))
+    near = share + jnp.array([[-4.0, -1.0, 1.0, 4.0]], jnp.float32) * deviation
+    shares = jnp.where(inside <= _FEW, jnp.arange(1, 5, dtype=jnp.float32)[None, :] / 5, near)
+    above_low = bracket.low[:, None] + 1
+    mixed = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 4), above_low], axis=1)
+    is_wide = _width(bracket) > 2 ** (jnp.finfo(problem.dtype).nmant - 3)
+    return _pinned(jnp.where(is_wide[:, None], _even_keys(bracket, 1 + mixed.shape[1]), mixed))
 
 
 def _expected(bracket: Bracket, problem: Problem) -> tuple[Array, Array, Array]:
@@ -258,10 +264,20 @@ def _even_marks(bracket: Bracket, problem: Problem) -> Marks:
 
 def _safeguards(bracket: Bracket) -> Marks:
     """The middle key, which bounds the number of passes for any data, and the key above many that share the lowest."""
+    return jnp.concatenate([_even_keys(bracket, 2), bracket.low[:, None] + 1], axis=1)
+
+
+def _even_keys(bracket: Bracket, parts: int) -> Marks:
+    """Keys that cut the bracket into so many parts."""
+    width = _width(bracket)
+    steps = [(width // parts * i).astype(bracket.low.dtype) for i in range(1, parts)]
+    return bracket.low[:, None] + jnp.stack(steps, axis=1)
+
+
+def _width(bracket: Bracket) -> Array:
     # Unsigned, the extent of the bracket is right even where the signed difference overflows and wraps.
     unsigned = jnp.uint64 if bracket.low.dtype == jnp.int64 else jnp.uint32
-    width = (bracket.high - bracket.low).astype(unsigned)
-    return jnp.stack([bracket.low + (width // 2).astype(bracket.low.dtype), bracket.low + 1], axis=1)
+    return (bracket.high - bracket.low).astype(unsigned)
 
 
 def _inside(bracket: Bracket, share: Array, dtype: Any) -> Marks:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import ordering, partition, patterns, selection
+from jaxprune import ordering, partition, patterns, selection, threshold
 
 
 def oracle(scores, keep):
@@ -140,6 +140,26 @@ def test_leaves_of_different_dtypes_compete_by_value():
     scores = {"a": jnp.array([1.0, 3.0], jnp.bfloat16), "b": jnp.array([2.0, 0.5]), "c": jnp.array([4.0], jnp.float16)}
     masks = jaxprune.select(scores, 3)
     assert {k: v.tolist() for k, v in masks.items()} == {"a": [False, True], "b": [True, False], "c": [True]}
+
+
+def test_counting_alone_takes_few_passes(monkeypatch):
+    """As on a mesh, where nothing is sampled: binary search over keys would take 31."""
+    counted, calls = threshold._counted, list[None]()
+
+    def noted(*args):
+        jax.debug.callback(lambda: calls.append(None))
+        return counted(*args)
+
+    monkeypatch.setattr(threshold, "_counted", noted)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:1])
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    select = jax.jit(lambda scores: jaxprune.select(scores, 5_000))
+    for kind, most in {"normal": 8, "heavy-tailed": 8, "half zero": 8, "few values": 15}.items():
+        scores = kinds(50_000)[kind]
+        assert np.array_equal(select(jax.device_put(scores, spread)), oracle(scores, 5_000))
+        jax.effects_barrier()
+        assert 2 < len(calls) <= most, kind
+        calls.clear()
 
 
 def test_float64_scores_are_told_apart_beyond_float32():
