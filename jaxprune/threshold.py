@@ -232,9 +232,9 @@ def _marks(bracket: Bracket, problem: Problem) -> Marks:
 
 
 def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
-    """Keys that cut a wide bracket into equal parts; in another, marks around where the threshold is expected, and more.
+    """Keys that cut a wide bracket into equal parts; in another one, marks around where the threshold is expected.
 
-    Interpolation says nothing where scores lie over many powers of two. The other marks bound the number of passes.
+    Interpolation says nothing where scores lie over many powers of two. A few more marks bound the number of passes.
     """
     share, deviation, inside = _expected(bracket, problem)
     near = share + jnp.array([[-4.0, -1.0, 1.0, 4.0]], jnp.float32) * deviation
