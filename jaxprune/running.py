@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -79,33 +80,43 @@ def _finish_variance(state: tuple[Moments, Moments], shape: Sequence[int], use: 
     return Variance(_ungrouped(state[0], shape, use), state[1], _axes(use))
 
 
-def _empty_gram(shape: Sequence[int], use: Use) -> Mean:
+def _empty_gram(shape: Sequence[int], use: Use, beside: int = 1) -> Mean:
     extents = [1 if a in use.inputs else n for a, n in enumerate(_input_extents(shape, use))]
     size = math.prod(shape[a] for a in use.inputs)
-    return Mean(jnp.zeros((*extents, size, size), jnp.float32), jnp.zeros(extents, jnp.int32))
+    return Mean(jnp.zeros((*extents, size, beside * size), jnp.float32), jnp.zeros(extents, jnp.int32))
 
 
-def _take_gram(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
+def _take_gram(state: Mean, product: Product, use: Use, mask: Any, *references: Product) -> Mean:
+    """With references, the products of the inputs with theirs lie beside the Gram matrix."""
+    rows, samples, start = _rows(product, use, mask)
+    if rows.shape[-1] != state.mean.shape[-2]:
+        raise Unclear("a product sums over a part of its inputs only")
+    beside = [rows, *(_rows(reference, use, mask)[0] for reference in references)]
+    summed, batch = tuple(range(samples)), tuple(range(samples, rows.ndim - 1))
+    totals = [
+        lax.dot_general(
+            rows,
+            other,
+            ((summed, summed), (batch, batch)),
+            precision=lax.Precision.HIGHEST,
+            out_sharding=meshes.gathered(rows),
+        )
+        for other in beside
+    ]
+    count = _count(mask, rows.shape[:samples], rows.shape[samples:-1])
+    mean = jnp.concatenate(totals, axis=-1) / _divisor(count)[..., None, None]
+    return _into(state, Mean(mean, count), start, merge_means)
+
+
+def _rows(product: Product, use: Use, mask: Any) -> tuple[Any, int, Sequence[Any]]:
+    """The inputs of a product in one axis, after those of the samples and of the leaf; see `Seen`."""
     seen = product.inputs()
     values, samples, _ = _counted(seen._replace(values=_wide(seen.values)), mask)
     leaf = values.shape[samples:]
-    size = math.prod(leaf[a] for a in use.inputs)
-    if size != state.mean.shape[-1]:
-        raise Unclear("a product sums over a part of its inputs only")
     rest = [a for a in range(len(leaf)) if a not in use.inputs]
     rows = values.transpose(*range(samples), *(samples + a for a in (*rest, *use.inputs)))
     extents = [1 if a in use.inputs else n for a, n in enumerate(leaf)]
-    rows = rows.reshape(*values.shape[:samples], *extents, size)
-    summed, batch = tuple(range(samples)), tuple(range(samples, samples + len(leaf)))
-    total = lax.dot_general(
-        rows,
-        rows,
-        ((summed, summed), (batch, batch)),
-        precision=lax.Precision.HIGHEST,
-        out_sharding=meshes.gathered(rows),
-    )
-    count = _count(mask, values.shape[:samples], extents)
-    return _into(state, Mean(total / _divisor(count)[..., None, None], count), seen.start, merge_means)
+    return rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start
 
 
 def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
@@ -114,9 +125,17 @@ def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
     return Gram(state.mean.squeeze(gone), state.number.squeeze(gone), _axes(use))
 
 
+def _finish_beside(state: Mean, shape: Sequence[int], use: Use) -> tuple[Gram, Gram]:
+    halves = jnp.split(state.mean, 2, axis=-1)
+    gram, cross = (_finish_gram(Mean(half, state.number), shape, use) for half in halves)
+    return gram, cross
+
+
 NORM = Kind(_empty_norm, _take_norm, _finish_norm)
 VARIANCE = Kind(_empty_variance, _take_variance, _finish_variance)
 GRAM = Kind(_empty_gram, _take_gram, _finish_gram)
+GRAM_BESIDE = Kind(functools.partial(_empty_gram, beside=2), _take_gram, _finish_beside)
+"""Takes a reference product as well, and finishes as two."""
 
 
 def _input_extents(shape: Sequence[int], use: Use) -> list[int]:

@@ -160,6 +160,32 @@ def test_refit_is_least_squares_on_any_mask(exact):
     assert error(least_squares(kernel, wide, mask), damped, wide) < 1e-8
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_corrected_kernels_are_least_squares(share):
+    """Changed inputs are asked for a mixture of what the given kernel makes of either."""
+    x = inputs(200, 32)
+    changed = x + 0.5 * inputs(200, 32, seed=7)
+    kernel = np.random.default_rng(1).normal(size=(32, 12))
+    goal = share * x @ kernel + (1 - share) * changed @ kernel
+    gram, cross = changed.T @ changed, changed.T @ x
+    pull = 0.2 * np.diag(np.diag(gram))
+    expected = np.linalg.solve(gram + pull, changed.T @ goal + pull @ kernel)
+    arrays = (jnp.asarray(a, jnp.float32) for a in (kernel, gram, cross))
+    got = layerwise.correct(*arrays, share=share, damping=0.2)
+    np.testing.assert_allclose(got, expected, atol=1e-3)
+
+
+@pytest.mark.wrong_types
+def test_corrections_that_do_not_fit_are_said():
+    kernel, gram = jnp.ones((4, 2)), jnp.eye(4)
+    with pytest.raises(ValueError, match=r"`cross` must have the shape \(4, 4\).*got \(3, 4\) and 1.0"):
+        layerwise.correct(kernel, gram, jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"`share` must be in \[0, 1\].*and 1.5"):
+        layerwise.correct(kernel, gram, gram, share=1.5)
+    with pytest.raises(ValueError, match=r"Transpose an \(out, in\) kernel"):
+        layerwise.correct(kernel.T, gram, gram)
+
+
 def swapped_by_brute_force(kernel, mask, gram, m=None):
     """Tries every swap of each output, with the error computed anew, and makes the best until none helps."""
     w, h, mask = kernel.astype(np.float64), gram.astype(np.float64), mask.copy()

@@ -93,6 +93,55 @@ def test_a_scan_is_pruned_as_the_unrolled_model():
     np.testing.assert_array_equal(masks["layers"].sum((1, 2)), [32] * 3)
 
 
+@pytest.mark.parametrize("correction", [0.5, 1.0])
+def test_kernels_make_up_for_those_before_them(correction):
+    options = {"damping": 0.1, "within": "output"}
+    got, masks = jaxprune.admm(two_layers, PARAMS, BATCHES, 0.5, correction=correction, **options)
+    up, _ = layerwise.admm(PARAMS["up"], gram_of(*BATCHES), 0.5, **options)
+    before, after = (jax.nn.relu(jnp.concatenate(BATCHES) @ kernel) for kernel in (PARAMS["up"], up))
+    corrected = layerwise.correct(PARAMS["down"], after.T @ after, after.T @ before, correction)
+    down, mask = layerwise.admm(corrected, after.T @ after, 0.5, **options)
+    np.testing.assert_array_equal(masks["down"], mask)
+    np.testing.assert_allclose(got["up"], up, atol=1e-3)
+    np.testing.assert_allclose(got["down"], down, atol=1e-3)
+
+    def error(p):
+        return float(sum(jnp.sum(jnp.square(two_layers(p, x) - two_layers(PARAMS, x))) for x in BATCHES))
+
+    assert error(got) < error(jaxprune.admm(two_layers, PARAMS, BATCHES, 0.5, correction=0.0, **options)[0])
+
+
+def test_a_scan_is_corrected_as_the_unrolled_model_and_a_loop_over_time_is_not():
+    def scanned(p, x):
+        return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]
+
+    def unrolled(p, x):
+        for w in p["layers"]:
+            x = x + jnp.tanh(x @ w)
+        return x
+
+    def recurrent(p, x):
+        h = lax.scan(lambda h, x: (jnp.tanh(x + h @ p["again"]), None), jnp.zeros((6, 8)), x.reshape(4, 6, 8))[0]
+        return h @ p["head"]
+
+    stack = normal(4, 3, 8, 8)
+    got = jaxprune.sparsegpt(scanned, {"layers": stack}, BATCHES, 0.5, correction=1.0)[0]
+    expected = jaxprune.sparsegpt(unrolled, {"layers": list(stack)}, BATCHES, 0.5, correction=1.0)[0]
+    np.testing.assert_allclose(got["layers"], jnp.stack(expected["layers"]), atol=1e-3)
+    assert not np.allclose(got["layers"][2], jaxprune.sparsegpt(scanned, {"layers": stack}, BATCHES)[0]["layers"][2])
+
+    params = {"again": normal(6, 8, 8), "head": normal(7, 8, 8)}
+    got, plain = (jaxprune.sparsegpt(recurrent, params, BATCHES, correction=c)[0] for c in (1.0, 0.0))
+    np.testing.assert_allclose(got["again"], plain["again"], atol=1e-3)
+    assert not np.allclose(got["head"], plain["head"], atol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"correction": 1.5}, {"correction": 0.5, "propagate": False}])
+def test_corrections_that_cannot_be_are_said(options):
+    with pytest.raises(ValueError, match=r"`correction` must be in \[0, 1\], and 0 with"):
+        jaxprune.sparsegpt(two_layers, PARAMS, BATCHES, **options)
+
+
 def test_kernels_in_any_layout():
     def fun(p, x):
         return jnp.einsum("bd,hkd->bhk", x, p["split"])

@@ -69,16 +69,25 @@ class Look:
           seen: The values of the variables that the look is at.
           record: `record(product, state)`.
         """
-        if self.side is not None:
-            result = _abstract(self.eqn.outvars[0])
-            operands = [_abstract(atom) if side == self.side else seen[0] for side, atom in enumerate(self.eqn.invars)]
-            part = (self.values[self.side] or {})[self.leaf]
-            return record(Product(self.leaf, len(self.shape), self.eqn, self.side, part, operands, result), state)
+        if (product := self.product(seen)) is not None:
+            return record(product, state)
         capture = Capture(record, [len(self.shape)] * (self.leaf + 1), {self.leaf: state})
         arrays = iter(seen)
         operands = [atom.val if isinstance(atom, Literal) else next(arrays) for atom in self.eqn.invars]
         visit(capture, self.eqn, *zip(operands, self.values, strict=True))
         return capture.states[self.leaf]
+
+    def product(self, seen: Sequence[Any]) -> Product | None:
+        """The product, if it is a single one; `None` of a loop or a branch.
+
+        Args:
+          seen: The values of the variables that the look is at.
+        """
+        if self.side is None:
+            return None
+        operands = [_abstract(atom) if side == self.side else seen[0] for side, atom in enumerate(self.eqn.invars)]
+        part = (self.values[self.side] or {})[self.leaf]
+        return Product(self.leaf, len(self.shape), self.eqn, self.side, part, operands, _abstract(self.eqn.outvars[0]))
 
 
 class Glance(NamedTuple):

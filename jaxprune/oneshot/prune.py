@@ -26,6 +26,7 @@ def sparsegpt(
     damping: float = 0.01,
     within: Literal["block", "output"] = "block",
     propagate: bool = True,
+    correction: float = 0.0,
     mask: Callable[..., Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Params, Masks]:
@@ -47,6 +48,9 @@ def sparsegpt(
       damping: Likewise.
       within: Likewise.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
+      correction: How much of what that has changed each kernel makes up for, in [0, 1]; see `layerwise.correct`. The
+        given model is evaluated beside the pruned one. A kernel in a loop that no stack of kernels goes along with is
+        not corrected.
       mask: `mask(*args)` says which samples count; see `calibrate`.
       progress: Called as `progress(done, total, path)` after each kernel.
 
@@ -75,7 +79,17 @@ def sparsegpt(
         return layerwise.sparsegpt(kernel, damped, of(path, place), pattern, block=block, within=within)
 
     method = Method(sequential.GRAM, lambda gram: layerwise.damp(gram, damping), solve)
-    return sequential.run(fun, params, batches, method, where=where, valid=mask, propagate=propagate, progress=progress)
+    return sequential.run(
+        fun,
+        params,
+        batches,
+        method,
+        where=where,
+        valid=mask,
+        propagate=propagate,
+        correction=correction,
+        progress=progress,
+    )
 
 
 def admm(
@@ -90,6 +104,7 @@ def admm(
     damping: float = 0.3,
     within: Literal["layer", "output"] = "output",
     propagate: bool = True,
+    correction: float = 0.0,
     mask: Callable[..., Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Params, Masks]:
@@ -106,6 +121,7 @@ def admm(
       damping: Likewise, and larger than for a layer alone: what fits a few samples too closely serves others worse.
       within: Likewise; those of one output by default, which serves a whole model better.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
+      correction: See `sparsegpt`.
       mask: `mask(*args)` says which samples count; see `calibrate`.
       progress: Called as `progress(done, total, path)` after each kernel.
 
@@ -135,7 +151,17 @@ def admm(
         )
 
     method = Method(sequential.GRAM, lambda gram: gram, solve)
-    return sequential.run(fun, params, batches, method, where=where, valid=mask, propagate=propagate, progress=progress)
+    return sequential.run(
+        fun,
+        params,
+        batches,
+        method,
+        where=where,
+        valid=mask,
+        propagate=propagate,
+        correction=correction,
+        progress=progress,
+    )
 
 
 def wanda(

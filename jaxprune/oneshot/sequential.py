@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxprune import running, tree
+from jaxprune import layerwise, running, tree
 from jaxprune.calibrate import ByShape
 from jaxprune.jaxpr.program import Program, Run
 from jaxprune.jaxpr.roles import Use
@@ -43,6 +43,11 @@ def _grams(state: running.Mean, shape: tuple[int, ...], use: Use) -> Float[Array
     return gram.reshape(-1, *gram.shape[-2:])
 
 
+def _grams_beside(state: running.Mean, shape: tuple[int, ...], use: Use) -> Float[Array, "stack 2 in in"]:
+    pair = [one.gram for one in running.GRAM_BESIDE.finish(state, shape, use)]
+    return jnp.stack([matrix.reshape(-1, *matrix.shape[-2:]) for matrix in pair], axis=1)
+
+
 def _norms(state: running.Mean, shape: tuple[int, ...], use: Use) -> Float[Array, "stack in"]:
     del shape
     squares = state.mean * state.number.astype(state.mean.dtype)
@@ -50,6 +55,7 @@ def _norms(state: running.Mean, shape: tuple[int, ...], use: Use) -> Float[Array
 
 
 GRAM, NORM = Measure(running.GRAM, _grams), Measure(running.NORM, _norms)
+_GRAM_BESIDE = Measure(running.GRAM_BESIDE, _grams_beside)
 
 
 class Method(NamedTuple):
@@ -77,6 +83,7 @@ def run(
     masks: Masks = None,
     valid: Callable[..., Any] | None = None,
     propagate: bool = True,
+    correction: float = 0.0,
     progress: Progress | None = None,
 ) -> tuple[Params, Masks]:
     """Applies a method to every picked kernel, in the order of the program.
@@ -94,23 +101,31 @@ def run(
       masks: Handed to the method, for each picked leaf an array of its shape.
       valid: `valid(*args)` says which samples count, as `mask` of `calibrate`.
       propagate: Whether a kernel sees the outputs of the changed ones before it, or of the given ones.
+      correction: See `layerwise.correct`; more than 0 needs a method that measures `GRAM`, and takes a second run.
       progress: Told of each kernel.
 
     Returns:
       The new parameters and their masks, `None` for leaves that were not picked.
 
     Raises:
-      ValueError: There are no batches, or a picked leaf cannot be treated; the message names its path.
+      ValueError: There are no batches, a picked leaf cannot be treated, which the message names by its path, or the
+        correction is out of range.
     """
-    calls = _calls(fun, params, batches, where, valid)
-    work = _Work(method, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
+    if not 0 <= correction <= 1 or (correction and not propagate):
+        raise ValueError(
+            f"`correction` must be in [0, 1], and 0 with `propagate=False`; got {correction} and {propagate=}."
+        )
+    calls = _calls(fun, params, batches, where, valid, twice=correction > 0)
+    work = _Work(method, correction, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
     stages = calls[0].run.program.stages
     total = sum(len(stage.units) for stage in stages)
     given = tuple(work.leaves)
     for number, stage in enumerate(stages):
         for call in calls:
             call.run.advance(number, work.leaves if propagate else given)
-        work.look(number, calls, work.leaves if propagate else given)
+            if call.reference is not None:
+                call.reference.advance(number, given)
+        work.look(number, calls, work.leaves if propagate else given, given)
         for unit in stage.units:
             work.change(unit)
             if progress is not None:
@@ -119,9 +134,10 @@ def run(
 
 
 class _Call(NamedTuple):
-    """A batch: its run, which samples count, and what its shape was traced to."""
+    """A batch: its run, perhaps one with the given kernels, which samples count, and what its shape was traced to."""
 
     run: Run
+    reference: Run | None
     valid: Any
     traced: Traced
     picked: dict[int, Use]
@@ -133,13 +149,15 @@ def _calls(
     batches: Iterable[Any],
     where: Where,
     valid: Callable[..., Any] | None,
+    twice: bool,
 ) -> list[_Call]:
     made = ByShape(fun, params, where, lambda traced, found: (Program(traced, found), traced, found))
     calls = list[_Call]()
     for batch in batches:
         (program, traced, found), args = made(batch)
         counted = None if valid is None else jnp.asarray(valid(*args), bool)
-        calls.append(_Call(Run(program, arrays(args).values()), counted, traced, found))
+        run, *reference = (Run(program, arrays(args).values()) for _ in range(1 + twice))
+        calls.append(_Call(run, reference[0] if twice else None, counted, traced, found))
     if not calls:
         raise ValueError("At least one batch is needed; `batches` is empty.")
     plans = {
@@ -172,23 +190,33 @@ class _Work:
       done: How many units have been changed.
     """
 
-    def __init__(self, method: Method, paths: Sequence[str], picked: Mapping[int, Use], leaves: list[Any], masks: Any):
+    def __init__(
+        self,
+        method: Method,
+        correction: float,
+        paths: Sequence[str],
+        picked: Mapping[int, Use],
+        leaves: list[Any],
+        masks: Any,
+    ):
         self.paths, self.leaves, self.done = paths, leaves, 0
         self.masks: list[Any] = [None] * len(leaves)
         self._method, self._picked, self._given = method, picked, arrays(masks)
+        self._correction, self._measure = correction, _GRAM_BESIDE if correction else method.measure
         self._seen: dict[Unit, list[_Seen]] = {}
         self._shared: tuple[list[_Seen], list[Any]] = ([], [])
 
-    def look(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any]) -> None:
+    def look(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any], given: Sequence[Any]) -> None:
         """Sees what the units of a stage are multiplied by, in all batches."""
         for place, glance in enumerate(calls[0].run.program.stages[number].looks):
             use = self._picked[glance.look.leaf]
-            kind = self._method.measure.kind
+            kind = self._measure.kind
             mean = kind.empty(glance.look.shape, use)
             for call in calls:
                 sources, look, _ = call.run.program.stages[number].looks[place]
                 try:
-                    mean = _take(kind, look, use, mean, call.run.seen(sources, leaves), call.valid)
+                    reference = None if call.reference is None else call.reference.seen(sources, given)
+                    mean = _take(kind, look, use, mean, call.run.seen(sources, leaves), reference, call.valid)
                 except Unclear as error:
                     raise ValueError(
                         f"It cannot be told what multiplies '{self.paths[look.leaf]}': {error}. Leave it out with "
@@ -206,32 +234,43 @@ class _Work:
         stack = kernels.matrices(kernels.part(leaf, starts, unit.shape), use)
         masks = None if given is None else kernels.matrices(kernels.part(given, starts, unit.shape), use)
         results = list[tuple[Kernel, Mask]]()
-        for i, prepared in enumerate(self._prepared(path, self._seen.pop(unit))):
+        for i, (correct, prepared) in enumerate(self._prepared(path, self._seen.pop(unit))):
             place = kernels.place(unit.shape, use, starts, i)
-            results.append(self._method.solve(stack[i], prepared, None if masks is None else masks[i], path, place))
+            results.append(
+                self._method.solve(correct(stack[i]), prepared, None if masks is None else masks[i], path, place)
+            )
         if self.masks[unit.leaf] is None:
             self.masks[unit.leaf] = jnp.ones(leaf.shape, bool)
             leaf = jnp.copy(leaf)  # the given one stays whole
-        new, kept = (kernels.restored(jnp.stack(column), unit.shape, use) for column in zip(*results, strict=True))
+        new, chosen = (kernels.restored(jnp.stack(column), unit.shape, use) for column in zip(*results, strict=True))
         self.leaves[unit.leaf] = kernels.replaced(leaf, new, starts)
-        self.masks[unit.leaf] = kernels.replaced(self.masks[unit.leaf], kept, starts)
+        self.masks[unit.leaf] = kernels.replaced(self.masks[unit.leaf], chosen, starts)
         self.done += 1
 
-    def _prepared(self, path: str, seen: list[_Seen]) -> list[Any]:
-        """What the method makes of the statistics; made once for units that have seen the same."""
+    def _prepared(self, path: str, seen: list[_Seen]) -> list[tuple[Callable[[Kernel], Kernel], Any]]:
+        """How to correct kernels, and what the method makes of a statistic; once for units that have seen the same."""
         last, prepared = self._shared
         if [*map(id, last)] != [*map(id, seen)]:
             mean = functools.reduce(running.merge_means, (one.mean for one in seen))
-            statistics = self._method.measure.split(mean, seen[0].shape, seen[0].use)
-            prepared = [_named(path, self._method.prepare, statistic) for statistic in statistics]
+            statistics = self._measure.split(mean, seen[0].shape, seen[0].use)
+            prepared = [self._prepare(path, statistic) for statistic in statistics]
             self._shared = seen, prepared
         return prepared
 
+    def _prepare(self, path: str, statistic: Array) -> tuple[Callable[[Kernel], Kernel], Any]:
+        if not self._correction:
+            return lambda kernel: kernel, _named(path, self._method.prepare, statistic)
+        gram, cross = statistic
+        correct = functools.partial(layerwise.correct, gram=gram, cross=cross, share=self._correction)
+        return correct, _named(path, self._method.prepare, gram)
+
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _take(kind: running.Kind, look: Look, use: Use, mean: Any, seen: Sequence[Any], valid: Any) -> Any:
+def _take(kind: running.Kind, look: Look, use: Use, mean: Any, seen: Sequence[Any], reference: Any, valid: Any) -> Any:
     def record(product: Product, mean: Any) -> Any:
-        return kind.take(mean, product, use, valid)
+        if reference is None:
+            return kind.take(mean, product, use, valid)
+        return kind.take(mean, product, use, valid, look.product(reference) or product)
 
     return look.take(mean, seen, record)
 
