@@ -131,9 +131,46 @@ def _finish_beside(state: Mean, shape: Sequence[int], use: Use) -> tuple[Gram, G
     return gram, cross
 
 
+def _empty_between(shape: Sequence[int], use: Use) -> Mean:
+    inputs, outputs = (math.prod(shape[a] for a in axes) for axes in (use.inputs, use.outputs))
+    extents = [n if a in use.stacked else 1 for a, n in enumerate(shape)]
+    return Mean(jnp.zeros((*extents, inputs, outputs), jnp.float32), jnp.zeros(extents, jnp.int32))
+
+
+def _take_between(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
+    """The outputs are whatever the product is said to give."""
+    rows, samples, start = _rows(product, use, mask)
+    seen = product.outputs()
+    leaf = seen.values.shape[seen.samples :]
+    rest = [a for a in range(len(leaf)) if a not in use.outputs]
+    order = (*range(samples), *(samples + a for a in (*rest, *use.outputs)))
+    extents = [1 if a in use.outputs else n for a, n in enumerate(leaf)]
+    columns = _wide(seen.values).transpose(order).reshape(*seen.values.shape[:samples], *extents, -1)
+    if rows.shape[:-1] != columns.shape[:-1] or (rows.shape[-1], columns.shape[-1]) != state.mean.shape[-2:]:
+        raise Unclear("its inputs and outputs do not go together")
+    summed, batch = tuple(range(samples)), tuple(range(samples, rows.ndim - 1))
+    total = lax.dot_general(
+        rows,
+        columns,
+        ((summed, summed), (batch, batch)),
+        precision=lax.Precision.HIGHEST,
+        out_sharding=meshes.gathered(rows),
+    )
+    count = _count(mask, rows.shape[:samples], extents)
+    return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
+
+
+def _finish_between(state: Mean, shape: Sequence[int], use: Use) -> Float[Array, "stack in out"]:
+    del shape, use
+    total = state.mean * state.number.astype(state.mean.dtype)[..., None, None]
+    return total.reshape(-1, *total.shape[-2:])
+
+
 NORM = Kind(_empty_norm, _take_norm, _finish_norm)
 VARIANCE = Kind(_empty_variance, _take_variance, _finish_variance)
 GRAM = Kind(_empty_gram, _take_gram, _finish_gram)
+BETWEEN = Kind(_empty_between, _take_between, _finish_between)
+"""Between inputs and outputs: the sum over samples of their products."""
 GRAM_BESIDE = Kind(functools.partial(_empty_gram, beside=2), _take_gram, _finish_beside)
 """Takes a reference product as well, and finishes as two."""
 

@@ -166,12 +166,13 @@ def test_corrected_kernels_are_least_squares(share):
     x = inputs(200, 32)
     changed = x + 0.5 * inputs(200, 32, seed=7)
     kernel = np.random.default_rng(1).normal(size=(32, 12))
-    goal = share * x @ kernel + (1 - share) * changed @ kernel
+    stray = np.random.default_rng(2).normal(size=(200, 12))
+    goal = share * (x @ kernel + stray) + (1 - share) * changed @ kernel
     gram, cross = changed.T @ changed, changed.T @ x
     pull = 0.2 * np.diag(np.diag(gram))
     expected = np.linalg.solve(gram + pull, changed.T @ goal + pull @ kernel)
-    arrays = (jnp.asarray(a, jnp.float32) for a in (kernel, gram, cross))
-    got = layerwise.correct(*arrays, share=share, damping=0.2)
+    kernel, gram, cross, residual = (jnp.asarray(a, jnp.float32) for a in (kernel, gram, cross, changed.T @ stray))
+    got = layerwise.correct(kernel, gram, cross, share, damping=0.2, residual=residual)
     np.testing.assert_allclose(got, expected, atol=1e-3)
 
 
@@ -182,6 +183,8 @@ def test_corrections_that_do_not_fit_are_said():
         layerwise.correct(kernel, gram, jnp.ones((3, 4)))
     with pytest.raises(ValueError, match=r"`share` must be in \[0, 1\].*and 1.5"):
         layerwise.correct(kernel, gram, gram, share=1.5)
+    with pytest.raises(ValueError, match=r"`residual` must have the shape \(4, 2\) of the kernel; got \(2, 4\)"):
+        layerwise.correct(kernel, gram, gram, residual=kernel.T)
     with pytest.raises(ValueError, match=r"Transpose an \(out, in\) kernel"):
         layerwise.correct(kernel.T, gram, gram)
 

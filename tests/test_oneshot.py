@@ -111,6 +111,38 @@ def test_kernels_make_up_for_those_before_them(correction):
     assert error(got) < error(jaxprune.admm(two_layers, PARAMS, BATCHES, 0.5, correction=0.0, **options)[0])
 
 
+def residual_by_rows(p, x):
+    x = x + jax.nn.relu(x @ p["up"] + 1) @ p["down"] + p["bias"][None]
+    return x @ p["head"]
+
+
+def residual_by_columns(p, x):
+    """The same, with the outputs of each product first."""
+    hidden = jax.nn.relu(jnp.einsum("io,bi->ob", p["up"], x) + 1)
+    x = x + (jnp.einsum("io,ib->ob", p["down"], hidden) + p["bias"][:, None]).T
+    return x @ p["head"]
+
+
+@pytest.mark.parametrize("fun", [residual_by_rows, residual_by_columns])
+def test_a_kernel_that_adds_to_a_stream_makes_up_for_all_of_it(fun):
+    """The stream has strayed by what the embedding lost."""
+
+    def embedded(p, x):
+        return fun(p, x @ p["embed"])
+
+    params = {**PARAMS, "embed": normal(13, 8, 8), "head": normal(14, 8, 4), "bias": normal(15, 8)}
+    x, options = BATCHES[0], {"damping": 0.1, "within": "output"}
+    chosen = named("embed|down")
+    got, _ = jaxprune.admm(embedded, params, [x], 0.5, where=chosen, correction=0.7, **options)
+    embed, _ = layerwise.admm(params["embed"], x.T @ x, 0.5, **options)
+    before, now = x @ params["embed"], x @ embed
+    was, after = (jax.nn.relu(stream @ params["up"] + 1) for stream in (before, now))
+    residual = after.T @ (before - now)
+    corrected = layerwise.correct(params["down"], after.T @ after, after.T @ was, 0.7, residual=residual)
+    down, _ = layerwise.admm(corrected, after.T @ after, 0.5, **options)
+    np.testing.assert_allclose(got["down"], down, atol=2e-3)
+
+
 def test_a_scan_is_corrected_as_the_unrolled_model_and_a_loop_over_time_is_not():
     def scanned(p, x):
         return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]

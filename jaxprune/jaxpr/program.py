@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Var
@@ -12,6 +13,7 @@ from jaxprune.jaxpr.flatten import flatten
 from jaxprune.jaxpr.roles import Use
 from jaxprune.jaxpr.segment import Segment
 from jaxprune.jaxpr.stages import Site, planned, sites
+from jaxprune.jaxpr.sums import Sums
 from jaxprune.jaxpr.trace import Traced
 
 
@@ -21,6 +23,7 @@ class Program:
     Args:
       traced: From `trace`.
       picked: How the leaves that will change are used, by index.
+      summed: Whether to find what products are added to.
 
     Attributes:
       stages: In order.
@@ -31,7 +34,7 @@ class Program:
       ValueError: Where a picked leaf lies in a stack is not known; the message names its path.
     """
 
-    def __init__(self, traced: Traced, picked: Mapping[int, Use]):
+    def __init__(self, traced: Traced, picked: Mapping[int, Use], summed: bool = False):
         closed = flatten(traced, picked)
         self._eqns = closed.jaxpr.eqns
         self._leaves, self.inputs = closed.jaxpr.invars[: len(traced.leaves)], closed.jaxpr.invars[len(traced.leaves) :]
@@ -39,6 +42,9 @@ class Program:
         self._made = {variable: i for i, eqn in enumerate(self._eqns) for variable in eqn.outvars}
         self._varying = _varying(closed, self.inputs)
         found = sites(traced, closed, picked)
+        if summed:
+            sums = Sums(closed.jaxpr, self._varying)
+            found = [site if site.look.side is None else replace(site, sum=sums.of(site.position)) for site in found]
         self.stages = planned(found, lambda v: self._made.get(v, -1) if v in self._varying else math.inf)
         self._last = self._last_uses(found)
         self._segments: dict[int, Segment] = {}
@@ -82,7 +88,8 @@ class Program:
         """Where each value is needed last, for what the stages look at."""
         last: dict[Var, int] = {}
         for site in found:
-            last |= {variable: max(site.position, last.get(variable, -1)) for variable in site.sources}
+            needed = site.sources if site.sum is None else (*site.sources, site.sum.added)
+            last |= {variable: max(site.position, last.get(variable, -1)) for variable in needed}
         for position in reversed(range(max((site.position for site in found), default=0))):
             if any(v in last for v in self._eqns[position].outvars):
                 for variable in _variables(self._eqns[position].invars):
@@ -109,6 +116,7 @@ class Run:
         self._values.update(zip(segment.outputs, segment([known[v] for v in segment.inputs]), strict=True))
         looks = self.program.stages[number].looks
         needed = {v for look in looks for v in look.sources}
+        needed |= {term.sum.added for term in self.program.stages[number].terms}
         position = self.program.stages[number].position
         self._values = {v: value for v, value in self._values.items() if v in needed or self.program.keeps(v, position)}
 

@@ -90,6 +90,34 @@ class Look:
         return Product(self.leaf, len(self.shape), self.eqn, self.side, part, operands, _abstract(self.eqn.outvars[0]))
 
 
+class Sum(NamedTuple):
+    """Something that the program adds to a product, as in a residual stream.
+
+    Attributes:
+      added: The variable.
+      order: Its axes in the order of the product's.
+    """
+
+    added: Var
+    order: tuple[int, ...]
+
+
+class Term(NamedTuple):
+    """A unit whose product is added to something that is known by then.
+
+    Attributes:
+      unit: The unit.
+      sources: The variables that it is multiplied by.
+      look: How to see them.
+      sum: What it is added to.
+    """
+
+    unit: Unit
+    sources: tuple[Var, ...]
+    look: Look
+    sum: Sum
+
+
 class Glance(NamedTuple):
     """A look at some variables, for units that share what is seen.
 
@@ -113,12 +141,14 @@ class Site:
       unit: The unit.
       sources: The variables that it is multiplied by.
       look: How to see that.
+      sum: What the product is added to, if that is looked for and known before the product.
     """
 
     position: int
     unit: Unit
     sources: tuple[Var, ...]
     look: Look
+    sum: Sum | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +159,13 @@ class Stage:
       position: Of the first equation that is not evaluated yet.
       looks: What to look at.
       units: Those that nothing else is to be known of.
+      terms: Of what is looked at, what is added to something.
     """
 
     position: int
     looks: tuple[Glance, ...]
     units: tuple[Unit, ...]
+    terms: tuple[Term, ...]
 
 
 def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
@@ -236,5 +268,10 @@ def planned(sites: Sequence[Site], made: Callable[[Var], float]) -> tuple[Stage,
         waiting = {site.unit for site in left}
         done = dict.fromkeys(site.unit for site in ready if site.unit not in waiting)
         glances = tuple(Glance(sources, look, tuple(units)) for (sources, look), units in looks.items())
-        stages.append(Stage(position, glances, tuple(done)))
+        terms = [
+            Term(site.unit, site.sources, site.look, site.sum)
+            for site in ready
+            if site.sum is not None and made(site.sum.added) < position
+        ]
+        stages.append(Stage(position, glances, tuple(done), tuple(terms)))
     return tuple(stages)

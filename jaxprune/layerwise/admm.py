@@ -4,7 +4,7 @@ Notes on what differs from the paper:
 
 1. Once the mask is found, conjugate gradients solve for the kept weights until they have converged, all outputs at a
    time; more ADMM steps with a fixed mask would go to the same solution, more slowly.
-2. N:M masks are reselected at every step at their full sparsity; the paper's rising sparsity is for unstructured ones.
+2. The sparsity rises for N:M too: besides those that the pattern chooses, ever fewer of the highest weights stay.
 3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
 """
 
@@ -34,6 +34,7 @@ def admm(
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     iterations: int = 20,
     damping: float = 0.01,
+    penalty: float = 1.0,
     within: Literal["layer", "output"] = "layer",
     refit: bool = False,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
@@ -51,7 +52,9 @@ def admm(
       iterations: How often the mask is reselected, at least 1.
       damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm, so that a few
         large inputs do not damp the others.
-      within: Which weights compete, if unstructured: all, or those of one output.
+      penalty: On the distance to the sparse weights, relative to the squared norm of an input. A higher one changes the
+        mask less from step to step.
+      within: Which weights compete: all, or those of one output; for N:M only while the sparsity rises.
       refit: Whether to solve for the kept weights exactly in the end, by a factorisation for each output: `out` times
         the cost of the one above. A system that is not of full rank has its damping raised, with a warning.
 
@@ -76,9 +79,10 @@ def admm(
     if iterations < 1:
         raise ValueError(f"`iterations` must be at least 1; got {iterations}. The paper takes 20.")
     competing = kernel.shape[0] if within == "output" else kernel.size
-    rising = [sparsity * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]
+    final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of those that compete
+    rising = [final * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]
     keep = jnp.concatenate([choice.counts([competing], s) for s in rising])
-    pruned, mask, fit = _admm(kernel, gram, keep, damping, pattern, within == "output", refit)
+    pruned, mask, fit = _admm(kernel, gram, keep, damping, penalty, pattern, within == "output", refit)
     report(*fit)
     return pruned, mask
 
@@ -89,22 +93,25 @@ def _admm(
     gram: Gram,
     keep: Int[Array, " iteration"],
     damping: Float[Array, ""] | float,
+    penalty: Float[Array, ""] | float,
     pattern: Any,
     by_output: bool,
     refit: bool,
 ) -> tuple[Kernel, Bool[Array, "in out"], tuple[Array, ...]]:
     system = scaled(kernel, gram, damping)
     weights, identity = system.weights, jnp.eye(gram.shape[0], dtype=system.gram.dtype)
-    damped = factorise(system.gram + identity, jnp.float32(0))
+    damped = factorise(system.gram + penalty * identity, jnp.float32(0))
     inverse = damped.upper.T @ damped.upper
 
     def step(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         solved, dual, _ = state
         proposed = solved + dual
-        mask = choice.chosen(jnp.abs(proposed), keep[i], pattern, by_output)
+        mask = choice.highest(jnp.abs(proposed), keep[i], by_output)
+        if isinstance(pattern, patterns.NM):
+            mask = mask | pattern.choose(jnp.abs(proposed))
         sparse = jnp.where(mask, proposed, 0)
         dual = proposed - sparse
-        return inverse @ (system.target + sparse - dual), dual, mask
+        return inverse @ (system.target + penalty * (sparse - dual)), dual, mask
 
     start = (weights, jnp.zeros_like(weights), jnp.zeros(weights.shape, bool))
     solved, _, mask = lax.fori_loop(0, keep.shape[0], step, start)

@@ -14,7 +14,12 @@ from jaxprune.typing import Gram, Kernel
 
 
 def correct(
-    kernel: Kernel, gram: Gram, cross: Float[Array, "in in"], share: float = 1.0, damping: float = 0.3
+    kernel: Kernel,
+    gram: Gram,
+    cross: Float[Array, "in in"],
+    share: float = 1.0,
+    damping: float = 0.3,
+    residual: Float[Array, "in out"] | None = None,
 ) -> Kernel:
     r"""The kernel that makes of changed inputs what the given one made of the inputs as they were.
 
@@ -28,6 +33,8 @@ def correct(
       cross: $\hat X^\top X$: the changed inputs and those as they were, of the same samples, `(in, in)`.
       share: How much of the change to make up for, in [0, 1]; few samples are followed too closely at 1.
       damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm.
+      residual: $\hat X^\top (S - \hat S)$, `(in, out)`, if the outputs are added to $S$, which has become $\hat S$; the
+        sum is then brought near to what it was.
 
     Returns:
       The kernel, of the same dtype.
@@ -54,7 +61,10 @@ def correct(
             f"`cross` must have the shape {gram.shape} of the Gram matrix, and `share` must be in [0, 1]; got "
             f"{cross.shape} and {share}."
         )
-    corrected, fit = _correct(kernel, gram, cross, share, damping)
+    residual = jnp.zeros(kernel.shape, gram.dtype) if residual is None else residual
+    if residual.shape != kernel.shape:
+        raise ValueError(f"`residual` must have the shape {kernel.shape} of the kernel; got {residual.shape}.")
+    corrected, fit = _correct(kernel, gram, cross, share, damping, residual)
     report(*fit)
     return corrected
 
@@ -66,9 +76,10 @@ def _correct(
     cross: Float[Array, "in in"],
     share: Float[Array, ""] | float,
     damping: Float[Array, ""] | float,
+    residual: Float[Array, "in out"],
 ) -> tuple[Kernel, tuple[Array, ...]]:
     system = scaled(kernel, gram, damping)
-    change = (cross - gram).astype(system.gram.dtype) @ kernel.astype(system.gram.dtype)
+    change = (cross - gram).astype(system.gram.dtype) @ kernel.astype(system.gram.dtype) + residual
     damped = factorise(system.gram, jnp.float32(0))
     moved = damped.upper.T @ (damped.upper @ (system.target + share * change / system.scale[:, None]))
     fit = damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper))

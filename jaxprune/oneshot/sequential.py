@@ -17,7 +17,7 @@ from jaxprune.calibrate import ByShape
 from jaxprune.jaxpr.program import Program, Run
 from jaxprune.jaxpr.roles import Use
 from jaxprune.jaxpr.seen import Product, Unclear
-from jaxprune.jaxpr.stages import Look, Unit
+from jaxprune.jaxpr.stages import Look, Term, Unit
 from jaxprune.jaxpr.trace import Traced, arrays
 from jaxprune.oneshot import kernels
 from jaxprune.typing import Kernel, Mask, Masks, Params, Where
@@ -151,7 +151,7 @@ def _calls(
     valid: Callable[..., Any] | None,
     twice: bool,
 ) -> list[_Call]:
-    made = ByShape(fun, params, where, lambda traced, found: (Program(traced, found), traced, found))
+    made = ByShape(fun, params, where, lambda traced, found: (Program(traced, found, twice), traced, found))
     calls = list[_Call]()
     for batch in batches:
         (program, traced, found), args = made(batch)
@@ -204,6 +204,7 @@ class _Work:
         self._method, self._picked, self._given = method, picked, arrays(masks)
         self._correction, self._measure = correction, _GRAM_BESIDE if correction else method.measure
         self._seen: dict[Unit, list[_Seen]] = {}
+        self._astray: dict[Unit, running.Mean] = {}
         self._shared: tuple[list[_Seen], list[Any]] = ([], [])
 
     def look(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any], given: Sequence[Any]) -> None:
@@ -225,6 +226,24 @@ class _Work:
             seen = _Seen(glance.look.shape, use, mean)
             for unit in glance.units:
                 self._seen.setdefault(unit, []).append(seen)
+        for place, term in enumerate(calls[0].run.program.stages[number].terms):
+            self._look_astray(
+                term.unit, [(call, call.run.program.stages[number].terms[place]) for call in calls], given
+            )
+
+    def _look_astray(self, unit: Unit, terms: Sequence[tuple[_Call, Term]], given: Sequence[Any]) -> None:
+        """Sees how far what a unit is added to has gone from where it was, against the unit's inputs."""
+        use = self._picked[unit.leaf]
+        mean = running.BETWEEN.empty(unit.shape, use)
+        for call, term in terms:
+            seen = call.run.seen(term.sources, given)
+            pair = [run.seen([term.sum.added], given)[0] for run in (call.run, call.reference) if run is not None]
+            try:
+                mean = _take_astray(term.look, use, term.sum.order, mean, seen, pair, call.valid)
+            except Unclear:
+                return  # it makes up for what has become of its inputs alone
+        old = self._astray.get(unit)
+        self._astray[unit] = mean if old is None else running.merge_means(old, mean)
 
     def change(self, unit: Unit) -> None:
         """Applies the method to the kernels of a unit."""
@@ -233,12 +252,13 @@ class _Work:
         given = self._given.get(path)
         stack = kernels.matrices(kernels.part(leaf, starts, unit.shape), use)
         masks = None if given is None else kernels.matrices(kernels.part(given, starts, unit.shape), use)
+        astray = self._astray.pop(unit, None)
+        residuals = None if astray is None else running.BETWEEN.finish(astray, unit.shape, use)
         results = list[tuple[Kernel, Mask]]()
         for i, (correct, prepared) in enumerate(self._prepared(path, self._seen.pop(unit))):
-            place = kernels.place(unit.shape, use, starts, i)
-            results.append(
-                self._method.solve(correct(stack[i]), prepared, None if masks is None else masks[i], path, place)
-            )
+            kernel = correct(stack[i], residual=None if residuals is None else residuals[i])
+            kept = None if masks is None else masks[i]
+            results.append(self._method.solve(kernel, prepared, kept, path, kernels.place(unit.shape, use, starts, i)))
         if self.masks[unit.leaf] is None:
             self.masks[unit.leaf] = jnp.ones(leaf.shape, bool)
             leaf = jnp.copy(leaf)  # the given one stays whole
@@ -247,7 +267,7 @@ class _Work:
         self.masks[unit.leaf] = kernels.replaced(self.masks[unit.leaf], chosen, starts)
         self.done += 1
 
-    def _prepared(self, path: str, seen: list[_Seen]) -> list[tuple[Callable[[Kernel], Kernel], Any]]:
+    def _prepared(self, path: str, seen: list[_Seen]) -> list[tuple[Callable[..., Kernel], Any]]:
         """How to correct kernels, and what the method makes of a statistic; once for units that have seen the same."""
         last, prepared = self._shared
         if [*map(id, last)] != [*map(id, seen)]:
@@ -257,9 +277,9 @@ class _Work:
             self._shared = seen, prepared
         return prepared
 
-    def _prepare(self, path: str, statistic: Array) -> tuple[Callable[[Kernel], Kernel], Any]:
+    def _prepare(self, path: str, statistic: Array) -> tuple[Callable[..., Kernel], Any]:
         if not self._correction:
-            return lambda kernel: kernel, _named(path, self._method.prepare, statistic)
+            return lambda kernel, residual: kernel, _named(path, self._method.prepare, statistic)
         gram, cross = statistic
         correct = functools.partial(layerwise.correct, gram=gram, cross=cross, share=self._correction)
         return correct, _named(path, self._method.prepare, gram)
@@ -273,6 +293,16 @@ def _take(kind: running.Kind, look: Look, use: Use, mean: Any, seen: Sequence[An
         return kind.take(mean, product, use, valid, look.product(reference) or product)
 
     return look.take(mean, seen, record)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _take_astray(
+    look: Look, use: Use, order: tuple[int, ...], mean: Any, seen: Sequence[Any], pair: Sequence[Any], valid: Any
+) -> Any:
+    now, before = (added.astype(jnp.float32).transpose(order) for added in pair)
+    product = look.product(seen)
+    assert product is not None  # only products have sums
+    return running.BETWEEN.take(mean, dataclasses.replace(product, result=before - now), use, valid)
 
 
 def _named(path: str, function: Callable[[Any], Any], value: Any) -> Any:
