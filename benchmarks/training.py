@@ -10,7 +10,7 @@ import argparse
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ _PROTOCOL = 1  # raise it when anything below changes a result
 _SEEDS = (0, 1, 2)
 _EPOCHS = 2
 _BATCH = 128
+_RATES = {"adamw": 2e-3, "sgd": 0.1}
 _SAMPLED = 40  # steps between two looks at the density
 _SPARSITIES = (0.9, 0.95, 0.98, 0.99)
 _ROUNDS = (0.6, 0.8, *_SPARSITIES)  # of the lottery
@@ -116,10 +117,15 @@ METHODS: dict[str, Method] = {
     "synflow": _fixed(_at_start("synflow")),
 }
 LOTTERY = ("lottery, rewound", "lottery, re-initialised")
+_NAMES = (*METHODS, "lottery", "slim")
 
 
-def planned(seeds: Iterable[int]) -> list[Job]:
+def planned(seeds: Iterable[int], methods: Collection[str]) -> list[Job]:
     """Every job of the table, seed by seed."""
+    return [job for job in _all_jobs(seeds) if job.method in methods]
+
+
+def _all_jobs(seeds: Iterable[int]) -> list[Job]:
     sparse = [Job(name, s, 0) for s, name in itertools.product(_SPARSITIES, [*list(METHODS)[1:], "slim"])]
     return [job._replace(seed=s) for s in seeds for job in (Job("dense", 0.0, 0), Job("lottery", 0.99, 0), *sparse)]
 
@@ -133,26 +139,39 @@ class Trained(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The budget: data, epochs and steps, and the multiply-accumulates of each leaf for one image."""
+    """The budget: data, epochs, steps, the optimizer by name, and the multiply-accumulates of each leaf per image."""
 
     data: Images
     epochs: int
     steps: int
+    optimizer: str
     costs: dict[str, int]
 
 
-def task_of(data: Images, epochs: int) -> Task:
+def task_of(data: Images, epochs: int, optimizer: str) -> Task:
     """The budget of a number of epochs."""
     image = jax.ShapeDtypeStruct((1, *data.train_images.shape[1:]), jnp.float32)
     params = jax.eval_shape(lambda: classifier.initialise(accuracy.MODEL, data.train_images[:1], 0))
-    return Task(data, epochs, epochs * (len(data.train_images) // _BATCH), jaxprune.macs(FUN, params, image).by_leaf)
+    steps = epochs * (len(data.train_images) // _BATCH)
+    return Task(data, epochs, steps, optimizer, jaxprune.macs(FUN, params, image).by_leaf)
+
+
+def _inner(name: str, steps: int, offset: int = 0) -> optax.GradientTransformation:
+    """An optimizer with a learning rate that goes on from `offset`."""
+    rate = accuracy.rate(steps, _RATES[name])
+
+    def shifted(count: Any) -> Any:
+        return rate(count + offset)
+
+    if name == "sgd":
+        return optax.sgd(shifted, momentum=0.9, nesterov=True)
+    return optax.adamw(shifted, weight_decay=1e-4)
 
 
 @functools.lru_cache
-def _step(name: str, steps: int, offset: int = 0) -> tuple[Any, Any]:
-    """The jitted step, and the optimizer by the sparsity. The learning rate goes on from `offset`."""
-    rate = accuracy.rate(steps)
-    inner = optax.adamw(lambda count: rate(count + offset), weight_decay=1e-4)
+def _step(name: str, inner_name: str, steps: int, offset: int = 0) -> tuple[Any, Any]:
+    """The jitted step, and the optimizer by the sparsity."""
+    inner = _inner(inner_name, steps, offset)
 
     def optimizer(sparsity: Any, masks: Any = None) -> Any:
         return METHODS[name].optimizer(inner, masks, steps, sparsity)
@@ -183,7 +202,7 @@ def _train(
 ) -> Trained:
     """One training: from fresh parameters, or from given ones under given masks; from step `skip` to step `stop`."""
     method, number = METHODS[name], jnp.float32(sparsity)
-    step, optimizer = _step(name, task.steps, skip)
+    step, optimizer = _step(name, task.optimizer, task.steps, skip)
     params = classifier.initialise(accuracy.MODEL, task.data.train_images, seed) if start is None else start
     if method.start is not None and masks is None:
         examples = task.data.train_images[:1024], task.data.train_labels[:1024]
@@ -247,8 +266,7 @@ def _slim(task: Task, job: Job) -> list[rows.Row]:
     coupling = jaxprune.couple(FUN, dense.params, task.data.train_images[:1])
     masks = jaxprune.slim(dense.params, coupling=coupling, budget=slimming.macs(coupling, 1 - job.sparsity))
     fun, params, _ = jaxprune.shrink(FUN, dense.params, masks, coupling)
-    rate = accuracy.rate(task.steps)
-    optimizer = optax.adamw(lambda count: rate(count + early), weight_decay=1e-4)
+    optimizer = _inner(task.optimizer, task.steps, early)
     step, state = classifier.train_step(fun, lambda _: optimizer), optimizer.init(params)
     batches = classifier.batches(task.data, task.epochs, _BATCH, job.seed)
     for images, labels in itertools.islice(batches, early, None):
@@ -274,6 +292,7 @@ def _row(task: Task, job: Job, fun: Any, trained: Trained, seconds: float) -> ro
     return {
         **job._asdict(),
         "epochs": task.epochs,
+        "optimizer": task.optimizer,
         "accuracy": round(classifier.accuracy(fun, trained.params, task.data.test_images, task.data.test_labels), 2),
         "achieved": round(_achieved(weights, trained), 6),
         "flops": round(trained.flops, 4),
@@ -290,15 +309,14 @@ def _achieved(weights: Any, trained: Trained) -> float:
     return float(jaxprune.sparsity(trained.params, trained.masks))
 
 
-def table(found: list[rows.Row], epochs: int) -> str:
-    """Mean and spread over the seeds, as Markdown."""
-    found = [row for row in found if row["epochs"] == epochs]
+def table(found: list[rows.Row]) -> str:
+    """Mean and spread over the seeds of the rows of one task, as Markdown."""
     seeds = sorted({row["seed"] for row in found})
     dense = [row for row in found if row["method"] == "dense"]
     heads = [f"{100 * s:g} %" for s in _SPARSITIES]
     lines = [
-        f"Accuracy in per cent after {epochs} epochs, mean ± standard deviation over the seeds {seeds}; in brackets",
-        "the training FLOPs, in dense trainings, and the seconds.",
+        f"Accuracy in per cent after {found[0]['epochs']} epochs, mean ± standard deviation over the seeds {seeds}; in",
+        "brackets the training FLOPs, in dense trainings, and the seconds.",
         f"Dense: {_cell(dense)}.",
         "",
         f"| method | {' | '.join(heads)} |",
@@ -306,7 +324,8 @@ def table(found: list[rows.Row], epochs: int) -> str:
     ]
     for method in [*list(METHODS)[1:], *LOTTERY, "slim"]:
         at = [[row for row in found if (row["method"], row["sparsity"]) == (method, s)] for s in _SPARSITIES]
-        lines.append(f"| {method} | {' | '.join(map(_cell, at))} |")
+        if any(at):
+            lines.append(f"| {method} | {' | '.join(map(_cell, at))} |")
     return "\n".join(lines)
 
 
@@ -323,19 +342,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
     parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
     parser.add_argument("--epochs", type=int, default=_EPOCHS, help="the budget")
+    parser.add_argument("--optimizer", choices=_RATES, default="adamw")
+    parser.add_argument("--methods", nargs="*", choices=_NAMES, default=_NAMES)
     parser.add_argument("--workers", type=int, default=rows.cores(), help="processes, a core each")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--tables", action="store_true", help="only print the table of the rows at hand")
     options = parser.parse_args(argv)
     if options.worker is not None:
-        _work(planned(options.seeds)[options.worker :: options.workers], options)
+        _work(planned(options.seeds, options.methods)[options.worker :: options.workers], options)
         return
     if not options.tables:
         print(history.device(), flush=True)
         rows.in_processes("training", argv, options.workers)
-    found = rows.read(_CACHE, _PROTOCOL)
-    print(f"\n{table(found, options.epochs)}")
-    mine = [row for row in found if row["epochs"] == options.epochs]
+    mine = _kept(options)
+    print(f"\n{table(mine)}")
+    if options.tables:
+        return
     figures = {
         f"{m}, {100 * s:g} %": float(np.mean([r["accuracy"] for r in mine if (r["method"], r["sparsity"]) == (m, s)]))
         for m, s in dict.fromkeys((row["method"], row["sparsity"]) for row in mine)
@@ -343,9 +365,15 @@ def main(argv: list[str]) -> None:
     history.append("training", figures)
 
 
+def _kept(options: argparse.Namespace) -> list[rows.Row]:
+    """The rows at hand of this budget."""
+    found = rows.read(_CACHE, _PROTOCOL)
+    return [r for r in found if (r["epochs"], r["optimizer"]) == (options.epochs, options.optimizer)]
+
+
 def _work(jobs: list[Job], options: argparse.Namespace) -> None:
-    task = task_of(fashion_mnist(options.folder), options.epochs)
-    done = {(r["method"], r["sparsity"], r["seed"]) for r in rows.read(_CACHE, _PROTOCOL) if r["epochs"] == task.epochs}
+    task = task_of(fashion_mnist(options.folder), options.epochs, options.optimizer)
+    done = {(r["method"], r["sparsity"], r["seed"]) for r in _kept(options)}
     for job in jobs:
         # A lottery's last row stands for all of them, since they are written together.
         last = job._replace(method=LOTTERY[-1]) if job.method == "lottery" else job

@@ -24,6 +24,7 @@ def repair(
     where: Where = is_kernel,
     damping: float = 0.01,
     propagate: bool = True,
+    correction: float = 0.0,
     mask: Callable[..., Any] | None = None,
     progress: Progress | None = None,
 ) -> Params:
@@ -40,6 +41,7 @@ def repair(
       where: Picks the leaves to repair, by `(path, leaf)`, of those that have a mask; the others are only masked.
       damping: See `layerwise.refit`.
       propagate: Whether a kernel sees what the repaired ones before it make of the batches, or what the given ones do.
+      correction: See `jaxprune.sparsegpt`.
       mask: `mask(*args)` says which samples count; see `calibrate`.
       progress: Called as `progress(done, total, path)` after each kernel.
 
@@ -67,7 +69,16 @@ def repair(
 
     method = Method(sequential.GRAM, lambda gram: gram, solve)
     return sequential.run(
-        fun, start, batches, method, where=chosen, masks=given, valid=mask, propagate=propagate, progress=progress
+        fun,
+        start,
+        batches,
+        method,
+        where=chosen,
+        masks=given,
+        valid=mask,
+        propagate=propagate,
+        correction=correction,
+        progress=progress,
     )[0]
 
 
