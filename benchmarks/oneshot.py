@@ -79,6 +79,7 @@ def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
 METHODS: dict[str, Callable[..., Any]] = {
     "magnitude": magnitude,
     "wanda": functools.partial(sequential, oneshot.wanda),
+    "sparsegpt, published": functools.partial(sequential, oneshot.sparsegpt, damping=0.01, correction=0.0),
     "sparsegpt": functools.partial(sequential, oneshot.sparsegpt),
     "admm": functools.partial(sequential, oneshot.admm),
 }

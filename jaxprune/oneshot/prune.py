@@ -23,18 +23,19 @@ def sparsegpt(
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     where: Where = is_kernel,
     block: int = 128,
-    damping: float = 0.01,
+    damping: float = 0.1,
     within: Literal["block", "output"] = "block",
     propagate: bool = True,
-    correction: float = 0.0,
+    correction: float = 0.5,
     mask: Callable[..., Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Params, Masks]:
     """Prunes a model and adjusts what is left, layer by layer, each for the inputs that the pruned ones before it give.
 
-    The function is evaluated once, for all batches together, and stops at each kernel to prune it. Kernels with the
-    same input share its Gram matrix; layers of a `lax.scan` are pruned one after another. Between two kernels only what
-    the rest of the function needs is held, for every batch; smaller batches take less besides.
+    The function is evaluated once, for all batches together, and stops at each kernel to prune it; beside it, so is the
+    function of the given parameters, whose outputs the pruned kernels are to come near. Kernels with the same input
+    share its Gram matrix; layers of a `lax.scan` are pruned one after another. Between two kernels only what the rest
+    of the function needs is held, for every batch; smaller batches take less besides.
 
     Args:
       fun: The model, `fun(params, *args)`.
@@ -45,12 +46,13 @@ def sparsegpt(
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       where: Picks the leaves, by `(path, leaf)`.
       block: See `layerwise.sparsegpt`.
-      damping: Likewise.
+      damping: Likewise, and larger than for a layer alone: what fits a few samples too closely serves others worse. The
+        paper's program takes 0.01.
       within: Likewise.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
-      correction: How much of what that has changed each kernel makes up for, in [0, 1]; see `layerwise.correct`. The
-        given model is evaluated beside the pruned one. A kernel in a loop that no stack of kernels goes along with is
-        not corrected.
+      correction: How much of what pruned kernels before it have changed each kernel makes up for, in [0, 1]: in its
+        inputs, and in what its outputs are added to; see `layerwise.correct`. 0, as in the paper, evaluates no second
+        function. A kernel in a loop that no stack of kernels goes along with is not corrected.
       mask: `mask(*args)` says which samples count; see `calibrate`.
       progress: Called as `progress(done, total, path)` after each kernel.
 
@@ -102,9 +104,10 @@ def admm(
     where: Where = is_kernel,
     iterations: int = 20,
     damping: float = 0.3,
+    penalty: float = 3.0,
     within: Literal["layer", "output"] = "output",
     propagate: bool = True,
-    correction: float = 0.0,
+    correction: float = 0.5,
     mask: Callable[..., Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Params, Masks]:
@@ -118,7 +121,8 @@ def admm(
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       where: Picks the leaves, by `(path, leaf)`.
       iterations: See `layerwise.admm`.
-      damping: Likewise, and larger than for a layer alone: what fits a few samples too closely serves others worse.
+      damping: Likewise, and larger than for a layer alone, as in `sparsegpt`.
+      penalty: See `layerwise.admm`.
       within: Likewise; those of one output by default, which serves a whole model better.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
       correction: See `sparsegpt`.
@@ -146,9 +150,8 @@ def admm(
     pattern = kernels.along_inputs(pattern)
 
     def solve(kernel: Kernel, gram: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
-        return layerwise.admm(
-            kernel, gram, of(path, place), pattern, iterations=iterations, damping=damping, within=within
-        )
+        asked = of(path, place), pattern, iterations, damping
+        return layerwise.admm(kernel, gram, *asked, penalty=penalty, within=within)
 
     method = Method(sequential.GRAM, lambda gram: gram, solve)
     return sequential.run(

@@ -101,20 +101,19 @@ def run(
       masks: Handed to the method, for each picked leaf an array of its shape.
       valid: `valid(*args)` says which samples count, as `mask` of `calibrate`.
       propagate: Whether a kernel sees the outputs of the changed ones before it, or of the given ones.
-      correction: See `layerwise.correct`; more than 0 needs a method that measures `GRAM`, and takes a second run.
+      correction: The share in `layerwise.correct`; more than 0 needs a method that measures `GRAM`, and a second run.
       progress: Told of each kernel.
 
     Returns:
       The new parameters and their masks, `None` for leaves that were not picked.
 
     Raises:
-      ValueError: There are no batches, a picked leaf cannot be treated, which the message names by its path, or the
-        correction is out of range.
+      ValueError: There are no batches, the correction is out of range, or a picked leaf cannot be treated; the message
+        names its path.
     """
-    if not 0 <= correction <= 1 or (correction and not propagate):
-        raise ValueError(
-            f"`correction` must be in [0, 1], and 0 with `propagate=False`; got {correction} and {propagate=}."
-        )
+    if not 0 <= correction <= 1:
+        raise ValueError(f"`correction` is the share of a change to make up for, in [0, 1]; got {correction}.")
+    correction = correction if propagate else 0.0  # what is not propagated changes nothing
     calls = _calls(fun, params, batches, where, valid, twice=correction > 0)
     work = _Work(method, correction, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
     stages = calls[0].run.program.stages
