@@ -104,7 +104,7 @@ def admm(
     where: Where = is_kernel,
     iterations: int = 20,
     damping: float = 0.3,
-    penalty: float = 3.0,
+    penalty: float | None = None,
     within: Literal["layer", "output"] = "output",
     propagate: bool = True,
     correction: float = 0.5,
@@ -122,7 +122,7 @@ def admm(
       where: Picks the leaves, by `(path, leaf)`.
       iterations: See `layerwise.admm`.
       damping: Likewise, and larger than for a layer alone, as in `sparsegpt`.
-      penalty: See `layerwise.admm`.
+      penalty: See `layerwise.admm`. `None` means 1 for N:M, which takes a higher one badly, else 3.
       within: Likewise; those of one output by default, which serves a whole model better.
       propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
       correction: See `sparsegpt`.
@@ -148,10 +148,12 @@ def admm(
     """
     of = _sparsities(params, sparsity)
     pattern = kernels.along_inputs(pattern)
+    if penalty is None:
+        penalty = 1.0 if isinstance(pattern, patterns.NM) else 3.0
 
     def solve(kernel: Kernel, gram: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
-        asked = of(path, place), pattern, iterations, damping
-        return layerwise.admm(kernel, gram, *asked, penalty=penalty, within=within)
+        asked = of(path, place), pattern, iterations, damping, penalty
+        return layerwise.admm(kernel, gram, *asked, within=within)
 
     method = Method(sequential.GRAM, lambda gram: gram, solve)
     return sequential.run(
