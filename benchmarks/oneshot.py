@@ -25,6 +25,7 @@ from benchmarks import history, packages, rows, smollm, texts
 from jaxprune import budgets, oneshot, patterns, tree
 
 _CACHE = Path(__file__).parent / "oneshot.jsonl"
+_TOGETHER = 4  # sequences in a batch
 _PROTOCOL = 1  # raise it when anything below changes a result
 BLOCKS = jaxprune.filters.is_kernel & jaxprune.filters.named("^layers/")
 OWL = functools.partial(budgets.owl, threshold=5.0, deviation=0.08, layer=lambda path: path.rsplit("/", 1)[0])
@@ -89,7 +90,8 @@ def measure(method: str, asked: str, cache: Path) -> rows.Row:
     """Prunes the model in one way, and says what that took and what is left."""
     params, tokenizer = smollm.load(cache)
     train, test = texts.wikipedia(cache)
-    batches = [tokens[None] for tokens in texts.sequences(train, tokenizer)]
+    sequences = texts.sequences(train, tokenizer)
+    batches = list(sequences.reshape(-1, _TOGETHER, sequences.shape[-1]))
     prune = functools.partial(METHODS[method], **PATTERNS[asked]) if method != "dense" else dense
     start, cpu = time.perf_counter(), time.process_time()
     pruned = jax.block_until_ready(prune(params, batches))

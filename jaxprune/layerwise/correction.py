@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxprune import patterns
 from jaxprune.layerwise import choice
-from jaxprune.layerwise.damping import factorise, report
+from jaxprune.layerwise.damping import report, solve
 from jaxprune.layerwise.refit import scaled
 from jaxprune.typing import Gram, Kernel
 
@@ -78,9 +78,9 @@ def _correct(
     damping: Float[Array, ""] | float,
     residual: Float[Array, "in out"],
 ) -> tuple[Kernel, tuple[Array, ...]]:
+    # What solves the damped system for the given outputs is the given kernel; only the change has to be solved for.
     system = scaled(kernel, gram, damping)
-    change = (cross - gram).astype(system.gram.dtype) @ kernel.astype(system.gram.dtype) + residual
-    damped = factorise(system.gram, jnp.float32(0))
-    moved = damped.upper.T @ (damped.upper @ (system.target + share * change / system.scale[:, None]))
-    fit = damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper))
-    return (moved / system.scale[:, None]).astype(kernel.dtype), fit
+    change = share * ((cross - gram).astype(system.gram.dtype) @ kernel.astype(system.gram.dtype) + residual)
+    moved = solve(system.gram, change / system.scale[:, None])
+    fit = moved.steps, moved.damping, moved.finite
+    return kernel + (moved.values / system.scale[:, None]).astype(kernel.dtype), fit

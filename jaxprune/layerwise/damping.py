@@ -74,6 +74,47 @@ def damp(gram: Gram, damping: float | Float[Array, ""] = 0.01) -> Damped:
 @jax.jit
 def factorise(gram: Gram, damping: Float[Array, ""]) -> Damped:
     """The part of `damp` that can be mapped: what it did is only in the result."""
+    factor = _factor(gram, damping)
+    # H = R R^T with R upper, by the factorisation of H with both axes reversed; so H^-1 = R^-T R^-1.
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    inverse = lax.linalg.triangular_solve(factor.lower, identity, left_side=True, lower=True)
+    return Damped(factor.gram, _reversed(inverse), factor.damping, factor.steps, factor.dead)
+
+
+class Solution(NamedTuple):
+    """What solves a system, and what had to be done for it.
+
+    Attributes:
+      values: `(in, out)`.
+      damping: As `Damped` has it, as what follows.
+      steps: How often the damping had to be raised.
+      finite: Whether that helped.
+    """
+
+    values: Float[Array, "in out"]
+    damping: Float[Array, ""]
+    steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def solve(gram: Gram, right: Float[Array, "in out"]) -> Solution:
+    """Solves `gram @ values = right`, damped only if it must be; can be mapped as `factorise`."""
+    factor = _factor(gram, jnp.float32(0))
+    values = jax.scipy.linalg.cho_solve((factor.lower, True), jnp.flip(right, 0))
+    return Solution(jnp.flip(values, 0), factor.damping, factor.steps, jnp.all(jnp.isfinite(factor.lower)))
+
+
+class _Factor(NamedTuple):
+    """As `Damped`, but with the Cholesky factor of the damped matrix with both axes reversed."""
+
+    gram: Gram
+    lower: Float[Array, "in in"]
+    damping: Float[Array, ""]
+    steps: Int[Array, ""]
+    dead: Bool[Array, " in"]
+
+
+def _factor(gram: Gram, damping: Float[Array, ""]) -> _Factor:
     diagonal = jnp.diagonal(gram)
     dead = diagonal == 0
     alive = jnp.maximum(jnp.sum(~dead, dtype=jnp.int32), 1).astype(gram.dtype)
@@ -90,9 +131,7 @@ def factorise(gram: Gram, damping: Float[Array, ""]) -> Damped:
 
     start = (jnp.zeros_like(gram), damping.astype(gram.dtype), jnp.int32(-1), jnp.array(False))
     lower, fraction, steps, _ = lax.while_loop(lambda s: ~s[3] & (s[2] < _STEPS), attempt, start)
-    # H = R R^T with R upper, by the factorisation of H with both axes reversed; so H^-1 = R^-T R^-1.
-    inverse = lax.linalg.triangular_solve(lower, jnp.eye(gram.shape[0], dtype=gram.dtype), left_side=True, lower=True)
-    return Damped(_shifted(gram, fraction * mean), _reversed(inverse), fraction, steps, dead)
+    return _Factor(_shifted(gram, fraction * mean), lower, fraction, steps, dead)
 
 
 def report(steps: Int[Array, "..."], damping: Float[Array, "..."], finite: Bool[Array, "..."]) -> None:
