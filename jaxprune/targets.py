@@ -198,5 +198,6 @@ class Within:
         return max(passed, key=lambda i: rounds[i].asked)
 
     def passes(self, round_: Round, rounds: Sequence[Round]) -> bool:
-        """Whether a round is within the tolerance of the dense model."""
-        return round_.metric >= rounds[0].metric - self.tolerance
+        """Whether a round is within the tolerance of the dense model; exactly the tolerance below is, up to rounding."""
+        least = rounds[0].metric - self.tolerance
+        return round_.metric >= least or math.isclose(round_.metric, least, rel_tol=1e-9)
