@@ -198,6 +198,6 @@ class Within:
         return max(passed, key=lambda i: rounds[i].asked)
 
     def passes(self, round_: Round, rounds: Sequence[Round]) -> bool:
-        """Whether a round is within the tolerance of the dense model, whatever rounding does to one just at its edge."""
+        """Whether a round is within the tolerance of the dense model; rounding does not fail one just at its edge."""
         least = rounds[0].metric - self.tolerance
         return round_.metric >= least or math.isclose(round_.metric, least, rel_tol=1e-9)
