@@ -92,20 +92,21 @@ def _take_gram(state: Mean, product: Product, use: Use, mask: Any, *references: 
     if rows.shape[-1] != state.mean.shape[-2]:
         raise Unclear("a product sums over a part of its inputs only")
     beside = [rows, *(_rows(reference, use, mask)[0] for reference in references)]
-    summed, batch = tuple(range(samples)), tuple(range(samples, rows.ndim - 1))
-    totals = [
-        lax.dot_general(
-            rows,
-            other,
-            ((summed, summed), (batch, batch)),
-            precision=lax.Precision.HIGHEST,
-            out_sharding=meshes.gathered(rows),
-        )
-        for other in beside
-    ]
+    total = jnp.concatenate([_summed(rows, other, samples) for other in beside], axis=-1)
     count = _count(mask, rows.shape[:samples], rows.shape[samples:-1])
-    mean = jnp.concatenate(totals, axis=-1) / _divisor(count)[..., None, None]
-    return _into(state, Mean(mean, count), start, merge_means)
+    return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
+
+
+def _summed(rows: Any, columns: Any, samples: int) -> Any:
+    """The sum over samples of the products of each entry of the last axis with each of the other's."""
+    summed, batch = tuple(range(samples)), tuple(range(samples, rows.ndim - 1))
+    return lax.dot_general(
+        rows,
+        columns,
+        ((summed, summed), (batch, batch)),
+        precision=lax.Precision.HIGHEST,
+        out_sharding=meshes.gathered(rows),
+    )
 
 
 def _rows(product: Product, use: Use, mask: Any) -> tuple[Any, int, Sequence[Any]]:
@@ -148,15 +149,7 @@ def _take_between(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
     columns = _wide(seen.values).transpose(order).reshape(*seen.values.shape[:samples], *extents, -1)
     if rows.shape[:-1] != columns.shape[:-1] or (rows.shape[-1], columns.shape[-1]) != state.mean.shape[-2:]:
         raise Unclear("its inputs and outputs do not go together")
-    summed, batch = tuple(range(samples)), tuple(range(samples, rows.ndim - 1))
-    total = lax.dot_general(
-        rows,
-        columns,
-        ((summed, summed), (batch, batch)),
-        precision=lax.Precision.HIGHEST,
-        out_sharding=meshes.gathered(rows),
-    )
-    count = _count(mask, rows.shape[:samples], extents)
+    total, count = _summed(rows, columns, samples), _count(mask, rows.shape[:samples], extents)
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
 

@@ -144,6 +144,39 @@ def test_a_kernel_that_adds_to_a_stream_makes_up_for_all_of_it(fun):
     np.testing.assert_allclose(got["down"], down, atol=2e-3)
 
 
+def test_convolutions_make_up_as_products_do():
+    """One of a single tap is the product; one in groups, which adds to a stream as well, goes along."""
+
+    def convolved(x, kernel, groups=1):
+        dimensions = ("NWC", "WIO", "NWC")
+        options = {"dimension_numbers": dimensions, "feature_group_count": groups}
+        return lax.conv_general_dilated(x, kernel, (1,), "SAME", **options)
+
+    def by_convolution(p, x):
+        x = convolved(x, p["embed"])
+        return x + convolved(jax.nn.relu(x), p["down"])
+
+    def by_product(p, x):
+        x = x @ p["embed"][0]
+        return x + jax.nn.relu(x) @ p["down"][0]
+
+    def in_groups(p, x):
+        x = convolved(x, p["embed"])
+        return x + convolved(jax.nn.relu(x), p["down"], groups=4)
+
+    params, x = {"embed": normal(16, 1, 8, 8), "down": normal(17, 1, 8, 8)}, BATCHES[0].reshape(4, 6, 8)
+    got, expected = (jaxprune.sparsegpt(fun, params, [x], 0.5)[0] for fun in (by_convolution, by_product))
+    for name in params:
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-3)
+    params = {**params, "down": normal(18, 3, 2, 8)}
+
+    def error(correction):
+        pruned = jaxprune.sparsegpt(in_groups, params, [x], 0.5, correction=correction)[0]
+        return float(jnp.sum(jnp.square(in_groups(pruned, x) - in_groups(params, x))))
+
+    assert error(1.0) < error(0.0)
+
+
 def test_a_scan_is_corrected_as_the_unrolled_model_and_a_loop_over_time_is_not():
     def scanned(p, x):
         return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]
