@@ -88,10 +88,10 @@ def _empty_gram(shape: Sequence[int], use: Use, beside: int = 1) -> Mean:
 
 def _take_gram(state: Mean, product: Product, use: Use, mask: Any, *references: Product) -> Mean:
     """With references, the products of the inputs with theirs lie beside the Gram matrix."""
-    rows, samples, start = _rows(product, use, mask)
+    rows, samples, start = _rows(product.inputs(), use.inputs, mask)
     if rows.shape[-1] != state.mean.shape[-2]:
         raise Unclear("a product sums over a part of its inputs only")
-    beside = [rows, *(_rows(reference, use, mask)[0] for reference in references)]
+    beside = [rows, *(_rows(reference.inputs(), use.inputs, mask).values for reference in references)]
     total = jnp.concatenate([_summed(rows, other, samples) for other in beside], axis=-1)
     count = _count(mask, rows.shape[:samples], rows.shape[samples:-1])
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
@@ -109,15 +109,14 @@ def _summed(rows: Any, columns: Any, samples: int) -> Any:
     )
 
 
-def _rows(product: Product, use: Use, mask: Any) -> tuple[Any, int, Sequence[Any]]:
-    """The inputs of a product in one axis, after those of the samples and of the leaf; see `Seen`."""
-    seen = product.inputs()
+def _rows(seen: Seen, axes: Sequence[int], mask: Any) -> Seen:
+    """What was seen with some axes of the leaf last and in one, 0 for samples that do not count."""
     values, samples, _ = _counted(seen._replace(values=_wide(seen.values)), mask)
     leaf = values.shape[samples:]
-    rest = [a for a in range(len(leaf)) if a not in use.inputs]
-    rows = values.transpose(*range(samples), *(samples + a for a in (*rest, *use.inputs)))
-    extents = [1 if a in use.inputs else n for a, n in enumerate(leaf)]
-    return rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start
+    rest = [a for a in range(len(leaf)) if a not in axes]
+    rows = values.transpose(*range(samples), *(samples + a for a in (*rest, *axes)))
+    extents = [1 if a in axes else n for a, n in enumerate(leaf)]
+    return Seen(rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start)
 
 
 def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
@@ -140,16 +139,11 @@ def _empty_between(shape: Sequence[int], use: Use) -> Mean:
 
 def _take_between(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
     """The outputs are whatever the product is said to give."""
-    rows, samples, start = _rows(product, use, mask)
-    seen = product.outputs()
-    leaf = seen.values.shape[seen.samples :]
-    rest = [a for a in range(len(leaf)) if a not in use.outputs]
-    order = (*range(samples), *(samples + a for a in (*rest, *use.outputs)))
-    extents = [1 if a in use.outputs else n for a, n in enumerate(leaf)]
-    columns = _wide(seen.values).transpose(order).reshape(*seen.values.shape[:samples], *extents, -1)
+    rows, samples, start = _rows(product.inputs(), use.inputs, mask)
+    columns = _rows(product.outputs(), use.outputs, mask).values
     if rows.shape[:-1] != columns.shape[:-1] or (rows.shape[-1], columns.shape[-1]) != state.mean.shape[-2:]:
         raise Unclear("its inputs and outputs do not go together")
-    total, count = _summed(rows, columns, samples), _count(mask, rows.shape[:samples], extents)
+    total, count = _summed(rows, columns, samples), _count(mask, rows.shape[:samples], rows.shape[samples:-1])
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
 

@@ -21,6 +21,16 @@ def two_layers(p, x):
     return jax.nn.relu(x @ p["up"]) @ p["down"]
 
 
+def scanned(p, x):
+    return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]
+
+
+def unrolled(p, x):
+    for w in p["layers"]:
+        x = x + jnp.tanh(x @ w)
+    return x
+
+
 PARAMS = {"up": normal(0, 8, 8), "down": normal(1, 8, 8)}
 BATCHES = [normal(2, 24, 8), normal(3, 24, 8)]
 
@@ -75,17 +85,6 @@ def test_wanda_of_stacks_and_groups_is_that_of_the_dense_model(pattern):
 
 
 def test_a_scan_is_pruned_as_the_unrolled_model():
-    def block(x, w):
-        return x + jnp.tanh(x @ w)
-
-    def scanned(p, x):
-        return lax.scan(lambda x, w: (block(x, w), None), x, p["layers"])[0]
-
-    def unrolled(p, x):
-        for w in p["layers"]:
-            x = block(x, w)
-        return x
-
     stack = normal(4, 3, 8, 8)
     got, masks = jaxprune.sparsegpt(scanned, {"layers": stack}, BATCHES, 0.5)
     expected, expected_masks = jaxprune.sparsegpt(unrolled, {"layers": list(stack)}, BATCHES, 0.5)
@@ -178,14 +177,6 @@ def test_convolutions_make_up_as_products_do():
 
 
 def test_a_scan_is_corrected_as_the_unrolled_model_and_a_loop_over_time_is_not():
-    def scanned(p, x):
-        return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]
-
-    def unrolled(p, x):
-        for w in p["layers"]:
-            x = x + jnp.tanh(x @ w)
-        return x
-
     def recurrent(p, x):
         h = lax.scan(lambda h, x: (jnp.tanh(x + h @ p["again"]), None), jnp.zeros((6, 8)), x.reshape(4, 6, 8))[0]
         return h @ p["head"]
@@ -200,6 +191,21 @@ def test_a_scan_is_corrected_as_the_unrolled_model_and_a_loop_over_time_is_not()
     got, plain = (jaxprune.sparsegpt(recurrent, params, BATCHES, correction=c)[0] for c in (1.0, 0.0))
     np.testing.assert_allclose(got["again"], plain["again"], atol=1e-3)
     assert not np.allclose(got["head"], plain["head"], atol=1e-2)
+
+
+def test_padding_has_no_part_in_a_correction():
+    """Samples that do not count change nothing, even if they are NaN in the stream."""
+
+    def fun(p, x):
+        x = x @ p["embed"]
+        return x + jax.nn.relu(jnp.nan_to_num(x)) @ p["down"]
+
+    params = {"embed": normal(19, 8, 8), "down": normal(20, 8, 8)}
+    padded = jnp.concatenate([BATCHES[0], jnp.full((4, 8), jnp.nan)])
+    got = jaxprune.sparsegpt(fun, params, [padded], 0.5, mask=lambda x: jnp.arange(28) < 24)[0]
+    expected = jaxprune.sparsegpt(fun, params, [BATCHES[0]], 0.5)[0]
+    for name in params:
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-4)
 
 
 def test_a_correction_out_of_range_is_said():
@@ -310,14 +316,6 @@ def test_repair_takes_masks_of_channels_and_leaves_the_rest_masked():
 
 
 def test_a_scan_is_repaired_as_the_unrolled_model():
-    def scanned(p, x):
-        return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, p["layers"])[0]
-
-    def unrolled(p, x):
-        for w in p["layers"]:
-            x = x + jnp.tanh(x @ w)
-        return x
-
     stack = normal(4, 3, 8, 8)
     masks = jaxprune.magnitude({"layers": stack}, 0.5)
     got = jaxprune.repair(scanned, {"layers": stack}, masks, BATCHES)
@@ -353,6 +351,14 @@ def test_masks_that_do_not_fit_are_named(method):
         )
     with pytest.raises(ValueError, match=r"masks must have the structure.*'down'"):
         method(two_layers, PARAMS, {"up": None}, BATCHES)
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.5])
+@pytest.mark.parametrize("method", [jaxprune.sparsegpt, jaxprune.admm])
+def test_inputs_that_are_not_finite_are_said_of_which_kernel(method, correction):
+    broken = BATCHES[0].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="'up': The Gram matrix could not be factorised"):
+        method(two_layers, PARAMS, [broken], correction=correction)
 
 
 def test_what_cannot_be_pruned_is_said():

@@ -43,7 +43,7 @@ class Program:
         self._varying = _varying(closed, self.inputs)
         found = sites(traced, closed, picked)
         if summed:
-            sums = Sums(closed.jaxpr, self._varying)
+            sums = Sums(closed.jaxpr, self._made, self._varying)
             found = [site if site.look.side is None else replace(site, sum=sums.of(site.position)) for site in found]
         self.stages = planned(found, lambda v: self._made.get(v, -1) if v in self._varying else math.inf)
         self._last = self._last_uses(found)

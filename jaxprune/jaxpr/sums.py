@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
@@ -15,12 +15,12 @@ class Sums:
 
     Args:
       jaxpr: The program.
+      made: Where each variable is made, but the inputs.
       varying: The variables that depend on the inputs.
     """
 
-    def __init__(self, jaxpr: Jaxpr, varying: Collection[Var]):
-        self._eqns, self._varying = jaxpr.eqns, varying
-        self._made = {variable: i for i, eqn in enumerate(jaxpr.eqns) for variable in eqn.outvars}
+    def __init__(self, jaxpr: Jaxpr, made: Mapping[Var, int], varying: Collection[Var]):
+        self._eqns, self._made, self._varying = jaxpr.eqns, made, varying
         self._readers: dict[Var, list[JaxprEqn]] = {}
         for eqn in jaxpr.eqns:
             for atom in eqn.invars:

@@ -226,19 +226,21 @@ class _Work:
             for unit in glance.units:
                 self._seen.setdefault(unit, []).append(seen)
         for place, term in enumerate(calls[0].run.program.stages[number].terms):
-            self._look_astray(
-                term.unit, [(call, call.run.program.stages[number].terms[place]) for call in calls], given
-            )
+            terms = [call.run.program.stages[number].terms[place] for call in calls]
+            self._look_astray(term.unit, zip(calls, terms, strict=True), leaves, given)
 
-    def _look_astray(self, unit: Unit, terms: Sequence[tuple[_Call, Term]], given: Sequence[Any]) -> None:
+    def _look_astray(
+        self, unit: Unit, seen: Iterable[tuple[_Call, Term]], leaves: Sequence[Any], given: Sequence[Any]
+    ) -> None:
         """Sees how far what a unit is added to has gone from where it was, against the unit's inputs."""
         use = self._picked[unit.leaf]
         mean = running.BETWEEN.empty(unit.shape, use)
-        for call, term in terms:
-            seen = call.run.seen(term.sources, given)
-            pair = [run.seen([term.sum.added], given)[0] for run in (call.run, call.reference) if run is not None]
+        for call, term in seen:
+            assert call.reference is not None  # terms are only looked for to be compared
+            sources = call.run.seen(term.sources, leaves)
+            pair = call.run.seen([term.sum.added], leaves) + call.reference.seen([term.sum.added], given)
             try:
-                mean = _take_astray(term.look, use, term.sum.order, mean, seen, pair, call.valid)
+                mean = _take_astray(term.look, use, term.sum.order, mean, sources, pair, call.valid)
             except Unclear:
                 return  # it makes up for what has become of its inputs alone
         old = self._astray.get(unit)
@@ -255,9 +257,10 @@ class _Work:
         residuals = None if astray is None else running.BETWEEN.finish(astray, unit.shape, use)
         results = list[tuple[Kernel, Mask]]()
         for i, (correct, prepared) in enumerate(self._prepared(path, self._seen.pop(unit))):
-            kernel = correct(stack[i], residual=None if residuals is None else residuals[i])
-            kept = None if masks is None else masks[i]
-            results.append(self._method.solve(kernel, prepared, kept, path, kernels.place(unit.shape, use, starts, i)))
+            residual, kept = (None if of is None else of[i] for of in (residuals, masks))
+            kernel = _named(path, functools.partial(correct, residual=residual), stack[i])
+            rest = prepared, kept, path, kernels.place(unit.shape, use, starts, i)
+            results.append(_named(path, self._method.solve, kernel, *rest))
         if self.masks[unit.leaf] is None:
             self.masks[unit.leaf] = jnp.ones(leaf.shape, bool)
             leaf = jnp.copy(leaf)  # the given one stays whole
@@ -304,12 +307,12 @@ def _take_astray(
     return running.BETWEEN.take(mean, dataclasses.replace(product, result=before - now), use, valid)
 
 
-def _named(path: str, function: Callable[[Any], Any], value: Any) -> Any:
+def _named(path: str, function: Callable[..., Any], *args: Any) -> Any:
     """Calls a function, and puts the path before what it says."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = function(value)
+            result = function(*args)
         except ValueError as error:
             raise ValueError(f"'{path}': {error}") from error
     for warning in caught:
