@@ -6,86 +6,112 @@ six to eight times faster than the sum of a comparison.
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jaxprune import meshes, ordering, spread
 
 Keys: TypeAlias = Int[Array, "..."]
 
 _COUNTED = 512  # how long a row is that is only counted
-_LENGTHS = {2**23: 64, 2**15: 32, 0: 8}  # of rows to lift from, by size from which on: there should be many as well
+_LENGTHS = {2**23: 128, 2**15: 64, 0: 16}  # of rows to lift from, by size from which on: there should be many as well
+_LIFTED = 3  # from a row at most
 
 
-class Tally(NamedTuple):
-    """What one pass over an array finds.
+class Count(NamedTuple):
+    """What one pass over an array counts.
 
     Attributes:
       above: How many keys lie at or above each mark.
-      least: The lowest key at or above the third mark; the highest integer if there is none.
-      crowd: Of the keys in the window between the first two marks, the largest number in one row.
-      lifted: The lowest and the highest key of each row in the window: all that there are, where no row has a third.
-        The lowest integer stands for none.
+      least: The lowest key at or above the floor; the highest integer if there is none.
     """
 
     above: Int[Array, " mark"]
     least: Int[Array, ""]
-    crowd: Int[Array, ""]
+
+
+class Lift(NamedTuple):
+    """What one pass over an array finds in a window.
+
+    Attributes:
+      above: How many keys lie at or above each of its two ends.
+      crowded: Whether a row has more keys in the window than are lifted out.
+      lifted: Of each row the lowest key in the window, the highest, and the one between them: all that there are, where
+        no row has more than three. The lowest integer stands for none.
+    """
+
+    above: Int[Array, " end"]
+    crowded: Bool[Array, ""]
     lifted: list[Keys]
 
 
-def tally(piece: Any, marks: Int[Array, " mark"], absolute: bool) -> Tally:
-    """Counts keys at all marks and lifts out those in the window between the first two.
+def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool) -> Count:
+    """Counts the keys at or above each mark, and finds the least of those at or above the floor.
 
     Args:
       piece: Scores, or keys.
-      marks: Keys, at least three; the first two in ascending order.
+      marks: Keys.
+      floor: A key.
       absolute: Whether scores rank by absolute value.
     """
-    parts = [_tally_rows(rows, marks, absolute) for rows in _rows(piece, _lifted_length(piece.size))]
-    return Tally(
-        sum((part.above for part in parts), jnp.zeros_like(marks, jnp.int32)),
-        jnp.min(jnp.stack([part.least for part in parts])),
-        jnp.max(jnp.stack([part.crowd for part in parts])),
+    if meshes.is_spread(piece):
+        return Count(*spread.count(piece, marks, floor, absolute))
+    counts = [_count_rows(rows, marks, floor, absolute) for rows in _rows(piece, _COUNTED)]
+    return Count(
+        functools.reduce(jnp.add, [own.above for own in counts]),
+        functools.reduce(jnp.minimum, [own.least for own in counts]),
+    )
+
+
+def _count_rows(rows: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool) -> Count:
+    *above, least = spread.counted(rows, marks, floor, absolute, (rows.ndim - 1,))
+    return Count(spread.totals(above), jnp.min(least))
+
+
+def lift(piece: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
+    """Lifts out the keys of a window.
+
+    Args:
+      piece: Scores, or keys.
+      window: Its lower end and, above it, its upper one, which is no longer in it.
+      absolute: Whether scores rank by absolute value.
+    """
+    parts = [_lift_rows(rows, window, absolute) for rows in _rows(piece, _lifted_length(piece.size))]
+    return Lift(
+        functools.reduce(jnp.add, [part.above for part in parts]),
+        functools.reduce(jnp.logical_or, [part.crowded for part in parts]),
         [lifted for part in parts for lifted in part.lifted],
     )
 
 
-def _tally_rows(rows: Any, marks: Int[Array, " mark"], absolute: bool) -> Tally:
-    limits = jnp.iinfo(marks.dtype)
-    bottom, top = jnp.array(limits.min, marks.dtype), jnp.array(limits.max, marks.dtype)
-    keys = ordering.keys(rows, absolute).astype(marks.dtype)
-    above = [keys >= mark for mark in marks]
-    inside = above[0] & ~above[1]
-    *counts, least, lowest, highest = lax.reduce(
+def _lift_rows(rows: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
+    limits = jnp.iinfo(window.dtype)
+    bottom, zero, top = (jnp.array(own, window.dtype) for own in (limits.min, 0, limits.max))
+    keys = ordering.keys(rows, absolute).astype(window.dtype)
+    above, beyond = (keys >= end for end in window)
+    # In a row that has keys in the window, the lowest of those above its lower end is one of them; the highest, too.
+    # Of three, the sum tells the other one, even if it overflows and wraps.
+    *counts, lowest, highest, total = lax.reduce(
         (
-            *(hit.astype(jnp.int32) for hit in above),
-            jnp.where(above[2], keys, top),
-            jnp.where(inside, keys, top),
-            jnp.where(inside, keys, bottom),
+            above.astype(jnp.int32),
+            beyond.astype(jnp.int32),
+            jnp.where(above, keys, top),
+            jnp.where(beyond, bottom, keys),
+            jnp.where(above & ~beyond, keys, zero),
         ),
-        (*(jnp.int32(0),) * len(above), top, top, bottom),
-        lambda x, y: (*spread.plus(x[:-3], y[:-3]), *map(jnp.minimum, x[-3:-1], y[-3:-1]), jnp.maximum(x[-1], y[-1])),
+        (jnp.int32(0), jnp.int32(0), top, bottom, zero),
+        lambda x, y: (*spread.plus(x[:2], y[:2]), jnp.minimum(x[2], y[2]), jnp.maximum(x[3], y[3]), x[4] + y[4]),
         (rows.ndim - 1,),
     )
     number = counts[0] - counts[1]
-    lifted = [jnp.where(number >= 1, lowest, bottom).reshape(-1), jnp.where(number >= 2, highest, bottom).reshape(-1)]
-    return Tally(spread.totals(counts), jnp.min(least), jnp.max(number), lifted)
-
-
-def count(piece: Any, marks: Int[Array, " mark"], absolute: bool) -> Int[Array, " mark"]:
-    """How many keys lie at or above each mark."""
-    if meshes.is_spread(piece):
-        return spread.count(piece, marks, absolute)
-    total = jnp.zeros_like(marks, jnp.int32)
-    for rows in _rows(piece, _COUNTED):
-        keys = ordering.keys(rows, absolute).astype(marks.dtype)
-        hits = tuple((keys >= mark).astype(jnp.int32) for mark in marks)
-        total += spread.totals(lax.reduce(hits, (jnp.int32(0),) * len(hits), spread.plus, (rows.ndim - 1,)))
-    return total
+    ranked = enumerate((lowest, highest, total - lowest - highest), start=1)
+    lifted = [jnp.where(number >= least, keys, bottom).reshape(-1) for least, keys in ranked]
+    return Lift(spread.totals(counts), jnp.max(number) > len(lifted), lifted)
 
 
 def first_equal(piece: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
@@ -112,5 +138,6 @@ def _lifted_length(size: int) -> int:
 
 
 def liftable(size: int) -> float:
-    """How many keys at random places of an array can be lifted out, with nine chances in ten that no row has three."""
-    return 0.8 * (size / _lifted_length(size)) ** (2 / 3)
+    """How many keys at random places of an array can be lifted out, with nine chances in ten that no row is crowded."""
+    rows = size / _lifted_length(size)
+    return (0.1 * math.factorial(_LIFTED + 1) * rows**_LIFTED) ** (1 / (_LIFTED + 1))

@@ -19,16 +19,19 @@ from jaxprune import meshes, ordering
 _WAYS = 8  # marks per pass in the search for an index
 
 
-def count(scores: Any, marks: Int[Array, " mark"], absolute: bool) -> Int[Array, " mark"]:
-    """How many scores, or keys, lie at or above each mark: only the counts travel.
+def count(
+    scores: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool
+) -> tuple[Int[Array, " mark"], Int[Array, ""]]:
+    """How many scores, or keys, lie at or above each mark, and the least from the floor on: only these travel.
 
     Args:
       scores: Of any shape.
       marks: Keys of `jaxprune.ordering`.
+      floor: Another.
       absolute: Whether scores rank by absolute value.
     """
-    keys = ordering.keys(scores, absolute).astype(marks.dtype)
-    return _number([keys >= mark for mark in marks])
+    *above, least = counted(scores, marks, floor, absolute, tuple(range(scores.ndim)))
+    return jnp.stack(above), least
 
 
 def first_equal(scores: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
@@ -50,6 +53,23 @@ def first_equal(scores: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolu
     start = jnp.int32(-1), jnp.int32(scores.size)
     _, cut = lax.while_loop(lambda bracket: bracket[0] + 1 < bracket[1], narrow, start)
     return cut
+
+
+def counted(
+    scores: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool, axes: tuple[int, ...]
+) -> Sequence[Int[Array, "..."]]:
+    """For each mark the number of keys at or above it, and the least from the floor on: one reduction over these axes.
+
+    The least is the highest integer where there is none.
+    """
+    keys = ordering.keys(scores, absolute).astype(marks.dtype)
+    top = jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype)
+    return lax.reduce(
+        (*((keys >= mark).astype(jnp.int32) for mark in marks), jnp.where(keys >= floor, keys, top)),
+        (*(jnp.int32(0),) * len(marks), top),
+        lambda x, y: (*plus(x[:-1], y[:-1]), jnp.minimum(x[-1], y[-1])),
+        axes,
+    )
 
 
 def totals(counts: Sequence[Int[Array, "..."]]) -> Int[Array, " total"]:

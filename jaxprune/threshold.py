@@ -1,10 +1,10 @@
 """The threshold above which exactly so many scores lie, found by counting; only a small sample is ever sorted.
 
-The threshold is bracketed between two integer keys (see `ordering.keys`). A pass over the scores counts how many lie at
-or above each of a few marks, and lifts out the scores of a narrow window in which it is expected; where it does lie
-there and the window holds few enough, it is found among those without touching the rest. A sample gives the marks of
-the first pass, interpolation those of the next, so that two passes are the rule. One mark halves the bracket at the
-least, whatever the data.
+The threshold is bracketed between two integer keys (see `ordering.keys`). One pass over the scores counts how many lie
+at or above each of a few marks. The next lifts out the scores of a narrow window in which the threshold is expected;
+where it does lie there and the window holds few enough, it is found among those without touching the rest. A sample
+gives the first marks, interpolation the window, so that two passes are the rule; where they were not enough, both
+follow again. Some of the marks halve the bracket at the least, whatever the data.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from jaxtyping import Array, Bool, Int
 from jaxprune import counting, meshes, ordering, partition, tree
 from jaxprune.partition import Numbers, Parts
 
-Marks: TypeAlias = Int[Array, "group mark"]
+Keys: TypeAlias = Int[Array, "group mark"]
 
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**9  # and at least so many in each
-_OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in standard deviations
-_MORE_OFFSETS = np.array([-4, -2.5, -1.2, -0.4, 0.4, 1.2, 2.5, 4], np.float32)  # as many as `_spaced_marks` has
+_OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in deviations; as many as `_spaced_marks`
 _LIFTED = 8  # so many parts are lifted from at most, which takes several times longer to compile
+_NEXT = 2  # how many samples are passed over behind a gap
 _FEW = 32  # scores in a bracket, the spread of which says little
-_EVEN = np.arange(16, dtype=np.float32) / 16
+_EVEN = np.arange(8, dtype=np.float32) / 8
 
 
 class Problem(NamedTuple):
@@ -60,6 +60,19 @@ class Bracket(NamedTuple):
     above_high: Int[Array, " group"]
 
 
+class Marks(NamedTuple):
+    """Where a pass counts.
+
+    Attributes:
+      keys: For each group, counted at or above.
+      floor: For each group, the key at or above which the least is looked for. Above what very many scores share, there
+        may be nothing for long; interpolation must not look there.
+    """
+
+    keys: Keys
+    floor: Int[Array, " group"]
+
+
 def find(problem: Problem) -> Bracket:
     """The threshold of each group.
 
@@ -71,17 +84,8 @@ def find(problem: Problem) -> Bracket:
     if any(meshes.is_spread(array) for parts in problem.parts for array in parts.arrays):
         # What is sampled or lifted out would travel between devices.
         return _searched(start, problem, _spaced_marks(start, problem), _spaced_marks)
-    if len(problem.parts) > _LIFTED:
-        return _searched(start, problem, _sampled_marks(problem, start, _MORE_OFFSETS), _spaced_marks)
-    bracket = _counted(start, _sampled_marks(problem, start, _OFFSETS), problem)
-
-    def narrow(bracket: Bracket) -> Bracket:
-        # The barrier keeps XLA from computing the keys before the loop, which would write them all to memory.
-        bracket, arrays = lax.optimization_barrier((bracket, [parts.arrays for parts in problem.parts]))
-        barred = [replace(parts, arrays=own) for parts, own in zip(problem.parts, arrays, strict=True)]
-        return _narrowed(bracket, problem._replace(parts=barred))
-
-    return lax.while_loop(lambda bracket: jnp.any(_is_open(bracket, problem.keep)), narrow, bracket)
+    marks = _sampled_marks(problem, start)
+    return _searched(start, problem, marks, _spaced_marks, lift=len(problem.parts) <= _LIFTED)
 
 
 def _everything(problem: Problem) -> Bracket:
@@ -105,20 +109,18 @@ def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " grou
     return ~exact & (bracket.low + 1 < bracket.high)
 
 
-def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
-    """The bracket after one pass: between the two marks around the threshold, or closed among what was lifted."""
-    keep, is_open, marks = problem.keep, _is_open(bracket, problem.keep), _marks(bracket, problem)
-    tallies = [parts.visit(counting.tally, is_open, marks) for parts in problem.parts]
-    counts = partition.by_group(problem.parts, [tally.above for tally in tallies], keep.shape[0], jax.ops.segment_sum)
-    least = partition.by_group(problem.parts, [tally.least for tally in tallies], keep.shape[0], jax.ops.segment_min)
-    crowd = partition.by_group(problem.parts, [tally.crowd for tally in tallies], keep.shape[0], jax.ops.segment_max)
-    narrowed = _between(bracket, marks, counts, keep)
-    # Nothing lies between the old low end and the least key above it: interpolation must not look there.
-    beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
-    narrowed = narrowed._replace(low=jnp.where(narrowed.low > bracket.low, beyond_gap, narrowed.low))
-    complete = is_open & (crowd <= 2) & (narrowed.low >= marks[:, 0]) & (narrowed.high <= marks[:, 1])
+def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
+    """The bracket after one pass that lifts out a window: closed among what was lifted, or cut at the window's ends."""
+    keep, groups = problem.keep, problem.keep.shape[0]
+    window, is_narrow = _window(bracket, problem)
+    wanted = _is_open(bracket, keep) & is_narrow
+    found = [parts.visit(counting.lift, wanted, window) for parts in problem.parts]
+    above = partition.by_group(problem.parts, [lift.above for lift in found], groups, jax.ops.segment_sum)
+    crowded = partition.by_group(problem.parts, [lift.crowded for lift in found], groups, jax.ops.segment_max)
+    narrowed = _between(bracket, window, above, keep)
+    complete = wanted & ~crowded & (narrowed.low >= window[:, 0]) & (narrowed.high <= window[:, 1])
     # Above the window there are `beyond` scores more than among the candidates.
-    beyond = jnp.where(complete, counts[:, 1], 0)
+    beyond = jnp.where(complete, above[:, 1], 0)
     inner = Bracket(
         narrowed.low,
         narrowed.high,
@@ -126,14 +128,12 @@ def _narrowed(bracket: Bracket, problem: Problem) -> Bracket:
         jnp.where(complete, narrowed.above_high - beyond, 0),
     )
     candidates = [
-        partition.of_keys(lifted, parts)
-        for parts, tally in zip(problem.parts, tallies, strict=True)
-        for lifted in tally.lifted
+        partition.of_keys(keys, parts) for parts, lift in zip(problem.parts, found, strict=True) for keys in lift.lifted
     ]
     among = problem._replace(parts=candidates, keep=jnp.where(complete, keep - beyond, 0))
-    found = _searched(inner, among, _even_marks(inner, among), _even_marks)
-    found = found._replace(above_low=found.above_low + beyond, above_high=found.above_high + beyond)
-    return _where(is_open, _where(complete, found, narrowed), bracket)
+    closed = _searched(inner, among, _even_marks(inner, among), _even_marks)
+    closed = closed._replace(above_low=closed.above_low + beyond, above_high=closed.above_high + beyond)
+    return _where(wanted, _where(complete, closed, narrowed), bracket)
 
 
 def _where(condition: Bool[Array, " group"], first: Bracket, second: Bracket) -> Bracket:
@@ -141,26 +141,40 @@ def _where(condition: Bool[Array, " group"], first: Bracket, second: Bracket) ->
 
 
 def _searched(
-    bracket: Bracket, problem: Problem, marks: Marks, marks_of: Callable[[Bracket, Problem], Marks]
+    bracket: Bracket,
+    problem: Problem,
+    marks: Marks,
+    marks_of: Callable[[Bracket, Problem], Marks],
+    *,
+    lift: bool = False,
 ) -> Bracket:
-    """The closed bracket, by counting alone: at first at these marks."""
+    """The closed bracket, by counting at marks, at first at these; and by lifting out, in turn, if so asked."""
 
     def narrow(state: tuple[Bracket, Marks]) -> tuple[Bracket, Marks]:
-        bracket = _counted(*state, problem)
-        return bracket, marks_of(bracket, problem)
+        # The barrier keeps XLA from computing the keys before the loop, which would write them all to memory.
+        state, arrays = lax.optimization_barrier((state, [parts.arrays for parts in problem.parts]))
+        barred = [replace(parts, arrays=own) for parts, own in zip(problem.parts, arrays, strict=True)]
+        own = problem._replace(parts=barred)
+        bracket = _counted(*state, own)
+        bracket = _lifted(bracket, own) if lift else bracket
+        return bracket, marks_of(bracket, own)
 
     return lax.while_loop(lambda state: jnp.any(_is_open(state[0], problem.keep)), narrow, (bracket, marks))[0]
 
 
 def _counted(bracket: Bracket, marks: Marks, problem: Problem) -> Bracket:
     """The bracket after one pass that only counts, over the groups that are open."""
-    is_open = _is_open(bracket, problem.keep)
-    found = [parts.visit(counting.count, is_open, marks) for parts in problem.parts]
-    counts = partition.by_group(problem.parts, found, problem.keep.shape[0], jax.ops.segment_sum)
-    return _where(is_open, _between(bracket, marks, counts, problem.keep), bracket)
+    is_open, groups = _is_open(bracket, problem.keep), problem.keep.shape[0]
+    found = [parts.visit(counting.count, is_open, marks.keys, marks.floor) for parts in problem.parts]
+    above = partition.by_group(problem.parts, [count.above for count in found], groups, jax.ops.segment_sum)
+    least = partition.by_group(problem.parts, [count.least for count in found], groups, jax.ops.segment_min)
+    narrowed = _between(bracket, marks.keys, above, problem.keep)
+    beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
+    narrowed = narrowed._replace(low=jnp.where(narrowed.low >= marks.floor, beyond_gap, narrowed.low))
+    return _where(is_open, narrowed, bracket)
 
 
-def _between(bracket: Bracket, marks: Marks, above: Marks, keep: Int[Array, " group"]) -> Bracket:
+def _between(bracket: Bracket, marks: Keys, above: Keys, keep: Int[Array, " group"]) -> Bracket:
     """The bracket between the two neighbouring marks that hold the threshold."""
     lowest, highest = bracket.low[:, None], bracket.high[:, None]
     inside = (marks > lowest) & (marks < highest)
@@ -173,27 +187,30 @@ def _between(bracket: Bracket, marks: Marks, above: Marks, keep: Int[Array, " gr
     )
 
 
-def _sampled_marks(problem: Problem, start: Bracket, offsets: np.ndarray[Any, np.dtype[np.float32]]) -> Marks:
-    """Sample quantiles up to three deviations around the threshold.
+def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
+    """Sample quantiles up to four deviations around the threshold.
 
     A value that several of them share, such as the 0 of what is pruned already, is told from what lies above it: first
-    a gap, then the next score.
+    a gap, then the next few scores.
     """
     ascending, drawn = _sample(problem, start.low.dtype)
     share = problem.keep.astype(jnp.float32) / jnp.asarray(_totals(problem), jnp.float32)
     deviation = jnp.sqrt(drawn * share * (1 - share)) + 1
-    position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(offsets)[None, :] * deviation[:, None]
+    position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(_OFFSETS)[None, :] * deviation[:, None]
 
-    def at(position: Int[Array, "group mark"]) -> Marks:
+    def at(position: Int[Array, "group mark"]) -> Keys:
         index = jnp.clip(position, 0, np.maximum(drawn.astype(np.int32) - 1, 0)[:, None])
         return jnp.minimum(jnp.take_along_axis(ascending, index, axis=1), jnp.iinfo(ascending.dtype).max - 1)
 
     quantiles = at(position.astype(jnp.int32))
-    following = at(_number(ascending[:, None, :] <= quantiles[:, :, None]))
-    before = np.arange(len(offsets), dtype=np.int32)[None, :] - _number(quantiles[:, None, :] < quantiles[:, :, None])
+    following = at(_number(ascending[:, None, :] <= quantiles[:, :, None]) + _NEXT)
+    before = np.arange(len(_OFFSETS), dtype=np.int32)[None, :] - _number(quantiles[:, None, :] < quantiles[:, :, None])
     marks = jnp.where(before == 0, quantiles, jnp.where(before == 1, quantiles + 1, following))
     after_two = (before[:, 1:] == 0) & (before[:, :-1] == 1)
-    return _pinned(jnp.concatenate([marks[:, :1], jnp.where(after_two, following[:, :-1], marks[:, 1:])], axis=1))
+    marks = jnp.concatenate([marks[:, :1], jnp.where(after_two, following[:, :-1], marks[:, 1:])], axis=1)
+    shared = jnp.any(before == 1, axis=1)
+    floor = jnp.where(shared, jnp.min(jnp.where(before == 1, quantiles + 1, marks[:, -1:]), axis=1), marks[:, 0])
+    return Marks(_pinned(marks), floor)
 
 
 def _number(hits: Bool[Array, "group mark sample"]) -> Int[Array, "group mark"]:
@@ -221,14 +238,16 @@ def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"],
     return jnp.sort(jnp.concatenate(drawn)[table], axis=1), number.astype(np.float32)
 
 
-def _marks(bracket: Bracket, problem: Problem) -> Marks:
-    """A window around where the threshold is expected, or the whole bracket if it holds few; and others."""
+def _window(bracket: Bracket, problem: Problem) -> tuple[Keys, Bool[Array, " group"]]:
+    """Two marks around where the threshold is expected, or the whole bracket; and whether they hold few enough."""
     share, deviation, inside = _expected(bracket, problem)
-    guesses = _inside(bracket, share + jnp.array([[-4.0, 4.0, -16.0, 16.0]], jnp.float32) * deviation, problem.dtype)
-    few = inside <= jnp.asarray([[counting.liftable(int(size))] for size in _totals(problem)], jnp.float32)
+    liftable = jnp.asarray([[counting.liftable(int(size))] for size in _totals(problem)], jnp.float32)
+    # Wide, where that is free: scores may not be spread as evenly as interpolation takes them to be.
+    reach = jnp.maximum(4 * deviation, 0.35 * liftable / jnp.maximum(inside, 1))
+    guesses = _inside(bracket, jnp.concatenate([share - reach, share + reach], axis=1), problem.dtype)
     ends = jnp.stack([bracket.low, bracket.high], axis=1)
-    others = jnp.concatenate([guesses[:, 2:], _safeguards(bracket)], axis=1)
-    return jnp.concatenate([_pinned(jnp.where(few, ends, guesses[:, :2])), _pinned(others)], axis=1)
+    window = _pinned(jnp.where(inside <= liftable, ends, guesses))
+    return window, jnp.minimum(1, 2 * reach[:, 0]) * inside[:, 0] <= liftable[:, 0]
 
 
 def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
@@ -240,9 +259,10 @@ def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
     near = share + jnp.array([[-4.0, -1.0, 1.0, 4.0]], jnp.float32) * deviation
     shares = jnp.where(inside <= _FEW, jnp.arange(1, 5, dtype=jnp.float32)[None, :] / 5, near)
     above_low = bracket.low[:, None] + 1
-    mixed = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 4), above_low], axis=1)
+    mixed = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 2), above_low], axis=1)
     is_wide = _width(bracket) > 2 ** (jnp.finfo(problem.dtype).nmant - 3)
-    return _pinned(jnp.where(is_wide[:, None], _even_keys(bracket, 1 + mixed.shape[1]), mixed))
+    keys = jnp.where(is_wide[:, None], _even_keys(bracket, 1 + mixed.shape[1]), mixed)
+    return Marks(_pinned(keys), bracket.low + 1)
 
 
 def _expected(bracket: Bracket, problem: Problem) -> tuple[Array, Array, Array]:
@@ -257,17 +277,13 @@ def _expected(bracket: Bracket, problem: Problem) -> tuple[Array, Array, Array]:
 
 
 def _even_marks(bracket: Bracket, problem: Problem) -> Marks:
-    """Values that cut the bracket into equal parts, the first just above `low`; and the middle key, as in `_marks`."""
+    """Values that cut the bracket into equal parts, the first just above `low`; and the middle key."""
     shares = jnp.broadcast_to(jnp.array(_EVEN), (bracket.low.shape[0], len(_EVEN)))
-    return _pinned(jnp.concatenate([_inside(bracket, shares, problem.dtype), _safeguards(bracket)[:, :1]], axis=1))
+    keys = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 2)], axis=1)
+    return Marks(_pinned(keys), bracket.low + 1)
 
 
-def _safeguards(bracket: Bracket) -> Marks:
-    """The middle key, which bounds the number of passes for any data, and the key above many that share the lowest."""
-    return jnp.concatenate([_even_keys(bracket, 2), bracket.low[:, None] + 1], axis=1)
-
-
-def _even_keys(bracket: Bracket, parts: int) -> Marks:
+def _even_keys(bracket: Bracket, parts: int) -> Keys:
     """Keys that cut the bracket into so many parts."""
     width = _width(bracket)
     steps = [(width // parts * i).astype(bracket.low.dtype) for i in range(1, parts)]
@@ -280,7 +296,7 @@ def _width(bracket: Bracket) -> Array:
     return (bracket.high - bracket.low).astype(unsigned)
 
 
-def _inside(bracket: Bracket, share: Array, dtype: Any) -> Marks:
+def _inside(bracket: Bracket, share: Array, dtype: Any) -> Keys:
     """The keys of values so far from the low to the high end of the bracket."""
     share = jnp.clip(share, 0, 1).astype(tree.promote(dtype, jnp.float32))
     low, high = (ordering.values(end, dtype).astype(share.dtype)[:, None] for end in (bracket.low, bracket.high))
@@ -288,7 +304,7 @@ def _inside(bracket: Bracket, share: Array, dtype: Any) -> Marks:
     return jnp.clip(keys, bracket.low[:, None] + 1, jnp.maximum(bracket.high - 1, bracket.low + 1)[:, None])
 
 
-def _pinned(marks: Marks) -> Marks:
+def _pinned(marks: Keys) -> Keys:
     """The marks in ascending order, computed once.
 
     XLA may compute cheap values again for each of their uses, and round floats differently each time; then the keys

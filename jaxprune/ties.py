@@ -45,7 +45,7 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Int[Array, " grou
 def _tied(parts: list[Parts], keys: Int[Array, " group"], wanted: Int[Array, " group"]) -> Int[Array, " part"]:
     """How many ties each part holds."""
     marks = jnp.stack([keys, keys + 1], axis=1)
-    above = [own.visit(counting.count, wanted > 0, marks) for own in parts]
+    above = [own.visit(counting.count, wanted > 0, marks, keys).above for own in parts]
     return jnp.concatenate([from_key - beyond for from_key, beyond in (found.T for found in above)])
 
 
