@@ -69,8 +69,9 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
 
 
 def _count_rows(rows: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool) -> Count:
-    *above, least = spread.counted(rows, marks, floor, absolute, (rows.ndim - 1,))
-    return Count(spread.totals(above), jnp.min(least))
+    by_row = spread.counted(rows, marks, floor, absolute, (rows.ndim - 1,))
+    *above, least = spread.summed(by_row, tuple(range(rows.ndim - 1)))
+    return Count(jnp.stack(above), least)
 
 
 def lift(piece: Any, window: Int[Array, " end"], absolute: bool) -> Lift:

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt
 
 from jaxprune import meshes, ordering
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
-_LARGE = 2**17  # scores in a leaf that is not copied
+_LARGE = 2**18  # scores in a leaf that is not copied
 _ROW = 2**10  # places in a row, at least
 _ROWS = 2**14  # into which large leaves are divided, about
 
@@ -88,7 +88,7 @@ class Whole(Parts):
         of all leaves would differ; like this, leaves of one size share theirs, which are compiled once.
     """
 
-    own_group: Int[Array, ""]
+    own_group: UInt[Array, ""]
 
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """See `Parts`; if it is not wanted, the leaf is not read."""
@@ -209,7 +209,7 @@ def _filled(keys: Int[Array, " place"], width: int) -> Int[Array, " filled"]:
     return jnp.pad(keys, (0, -keys.size % width), constant_values=jnp.iinfo(keys.dtype).min)
 
 
-def numbers(values: Sequence[int], leaves: Sequence[Any]) -> Sequence[Int[Array, ""]]:
+def numbers(values: Sequence[int], leaves: Sequence[Any]) -> Sequence[UInt[Array, ""]]:
     """Numbers such that XLA does not know them.
 
     With constants in them the kernels of all leaves would differ; like this, leaves of one size share theirs, which are
@@ -220,10 +220,11 @@ def numbers(values: Sequence[int], leaves: Sequence[Any]) -> Sequence[Int[Array,
       leaves: Arrays to be used with them, the first of them not empty.
     """
     if len(values) < 2 or any(meshes.is_spread(leaf) for leaf in leaves):
-        return [jnp.int32(value) for value in values]
+        return [jnp.uint32(value) for value in values]
     first = ordering.keys(leaves[0][(0,) * leaves[0].ndim])
     always = first > jnp.iinfo(first.dtype).min
-    return lax.cond(always, lambda: [jnp.int32(value) for value in values], lambda: [jnp.int32(0) for _ in values])
+    # Unsigned, since whatever indexes by a signed number looks first whether it is negative.
+    return lax.cond(always, lambda: [jnp.uint32(value) for value in values], lambda: [jnp.uint32(0) for _ in values])
 
 
 def by_group(parts: Sequence[Parts], found: Sequence[Any], groups: int, summary: Callable[..., Any]) -> Any:

@@ -150,8 +150,9 @@ def _select(
         problem = Problem(partition.of(pieces, group, absolute), sizes, group, counts, dtype)
         least, cuts = _ends(problem)
         for i, piece, number in zip(filled, pieces, partition.numbers(range(len(pieces)), pieces), strict=True):
-            late = meshes.flat_index(piece.shape) >= cuts[number]
-            mask = ordering.keys(piece, absolute) >= least[number] + late.astype(least.dtype)
+            own, cut = (lax.dynamic_index_in_dim(ends, number, keepdims=False) for ends in (least, cuts))
+            late = meshes.flat_index(piece.shape) >= cut
+            mask = ordering.keys(piece, absolute) >= own + late.astype(least.dtype)
             masks[i] = mask.reshape(scores[i].shape)
     return tuple(masks)
 

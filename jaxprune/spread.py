@@ -63,13 +63,15 @@ def counted(
     The least is the highest integer where there is none.
     """
     keys = ordering.keys(scores, absolute).astype(marks.dtype)
-    top = jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype)
-    return lax.reduce(
-        (*((keys >= mark).astype(jnp.int32) for mark in marks), jnp.where(keys >= floor, keys, top)),
-        (*(jnp.int32(0),) * len(marks), top),
-        lambda x, y: (*plus(x[:-1], y[:-1]), jnp.minimum(x[-1], y[-1])),
-        axes,
-    )
+    least = jnp.where(keys >= floor, keys, jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype))
+    return summed((*((keys >= mark).astype(jnp.int32) for mark in marks), least), axes)
+
+
+def summed(counts: Sequence[Int[Array, "..."]], axes: tuple[int, ...]) -> Sequence[Int[Array, "..."]]:
+    """The sums of all arrays but the last, and the least of that: one reduction over these axes."""
+    top = jnp.array(jnp.iinfo(counts[-1].dtype).max, counts[-1].dtype)
+    start = (*(jnp.int32(0),) * (len(counts) - 1), top)
+    return lax.reduce(counts, start, lambda x, y: (*plus(x[:-1], y[:-1]), jnp.minimum(x[-1], y[-1])), axes)
 
 
 def totals(counts: Sequence[Int[Array, "..."]]) -> Int[Array, " total"]:

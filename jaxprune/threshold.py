@@ -256,7 +256,7 @@ def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
     Interpolation says nothing where scores lie over many powers of two. A few more marks bound the number of passes.
     """
     share, deviation, inside = _expected(bracket, problem)
-    near = share + jnp.array([[-4.0, -1.0, 1.0, 4.0]], jnp.float32) * deviation
+    near = share + jnp.array([[-2.5, -0.7, 0.7, 2.5]], jnp.float32) * deviation
     shares = jnp.where(inside <= _FEW, jnp.arange(1, 5, dtype=jnp.float32)[None, :] / 5, near)
     above_low = bracket.low[:, None] + 1
     mixed = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 2), above_low], axis=1)
