@@ -20,7 +20,7 @@ Keys: TypeAlias = Int[Array, "..."]
 
 _COUNTED = 512  # how long a row is that is only counted
 _LENGTHS = {2**23: 128, 2**15: 64, 0: 16}  # of rows to lift from, by size from which on: there should be many as well
-_LIFTED = 3  # from a row at most
+_FROM_ROW = 3  # are lifted out at most
 
 
 class Count(NamedTuple):
@@ -141,4 +141,4 @@ def _lifted_length(size: int) -> int:
 def liftable(size: int) -> float:
     """How many keys at random places of an array can be lifted out, with nine chances in ten that no row is crowded."""
     rows = size / _lifted_length(size)
-    return (0.1 * math.factorial(_LIFTED + 1) * rows**_LIFTED) ** (1 / (_LIFTED + 1))
+    return (0.1 * math.factorial(_FROM_ROW + 1) * rows**_FROM_ROW) ** (1 / (_FROM_ROW + 1))

@@ -154,7 +154,7 @@ def test_counting_alone_takes_few_passes(monkeypatch):
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:1])
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     select = jax.jit(lambda scores: jaxprune.select(scores, 5_000))
-    for kind, most in {"normal": 8, "heavy-tailed": 8, "half zero": 8, "few values": 15}.items():
+    for kind, most in {"normal": 8, "heavy-tailed": 8, "half zero": 8, "few values": 6}.items():
         scores = kinds(50_000)[kind]
         assert np.array_equal(select(jax.device_put(scores, spread)), oracle(scores, 5_000))
         jax.effects_barrier()
