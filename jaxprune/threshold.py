@@ -112,8 +112,8 @@ def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " grou
 def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
     """The bracket after one pass that lifts out a window: closed among what was lifted, or cut at the window's ends."""
     keep, groups = problem.keep, problem.keep.shape[0]
-    window, is_narrow = _window(bracket, problem)
-    wanted = _is_open(bracket, keep) & is_narrow
+    window = _window(bracket, problem)
+    wanted = _is_open(bracket, keep) & (window[:, 0] < window[:, 1])
     found = [parts.visit(counting.lift, wanted, window) for parts in problem.parts]
     above = partition.by_group(problem.parts, [lift.above for lift in found], groups, jax.ops.segment_sum)
     crowded = partition.by_group(problem.parts, [lift.crowded for lift in found], groups, jax.ops.segment_max)
@@ -238,16 +238,16 @@ def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"],
     return jnp.sort(jnp.concatenate(drawn)[table], axis=1), number.astype(np.float32)
 
 
-def _window(bracket: Bracket, problem: Problem) -> tuple[Keys, Bool[Array, " group"]]:
-    """Two marks around where the threshold is expected, or the whole bracket; and whether they hold few enough."""
+def _window(bracket: Bracket, problem: Problem) -> Keys:
+    """Two marks around where the threshold is expected, or the whole bracket; the same twice if they hold too many."""
     share, deviation, inside = _expected(bracket, problem)
     liftable = jnp.asarray([[counting.liftable(int(size))] for size in _totals(problem)], jnp.float32)
     # Wide, where that is free: scores may not be spread as evenly as interpolation takes them to be.
     reach = jnp.maximum(4 * deviation, 0.35 * liftable / jnp.maximum(inside, 1))
     guesses = _inside(bracket, jnp.concatenate([share - reach, share + reach], axis=1), problem.dtype)
     ends = jnp.stack([bracket.low, bracket.high], axis=1)
-    window = _pinned(jnp.where(inside <= liftable, ends, guesses))
-    return window, jnp.minimum(1, 2 * reach[:, 0]) * inside[:, 0] <= liftable[:, 0]
+    guesses = jnp.where(2 * reach * inside <= liftable, guesses, bracket.high[:, None])
+    return _pinned(jnp.where(inside <= liftable, ends, guesses))
 
 
 def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
