@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import ordering, partition, patterns, selection, threshold
+from jaxprune import counting, ordering, partition, patterns, selection, threshold
 
 
 def oracle(scores, keep):
@@ -69,6 +69,32 @@ def test_a_crowded_window_falls_back_to_counting():
     keys = np.random.default_rng(0).integers(2**30, 2**30 + 300, 400_000).astype(np.int32)
     scores = keys.view(np.float32)
     assert np.array_equal(jaxprune.select(jnp.asarray(scores), 123_457), oracle(scores, 123_457))
+
+
+@pytest.mark.parametrize("lower", [-(2**31) + 5, 1_000, 2**31 - 400])
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 4])
+def test_a_window_is_lifted_out_whole_or_said_to_be_crowded(lower, most):
+    """Up to three keys of a row come out, also where their sum overflows; a fourth is noticed."""
+    rng, window = np.random.default_rng(most), np.array([lower, lower + 300], np.int64)
+    rows = rng.choice([window[0] - 1, window[1]], (10, 16))
+    for row in range(10):
+        own = rng.integers(0, most + 1) if row else most
+        rows[row, rng.permutation(16)[:own]] = rng.integers(*window, own)
+    above, crowded, lifted = counting.lift(
+        jnp.asarray(rows.reshape(-1), jnp.int32), jnp.asarray(window, jnp.int32), False
+    )
+    inside = np.sort(rows[(rows >= window[0]) & (rows < window[1])])
+    found = np.concatenate(lifted)
+    assert above.tolist() == [(rows >= end).sum() for end in window]
+    assert bool(crowded) == (most > 3)
+    assert crowded or np.array_equal(np.sort(found[found > -(2**31)]), inside)
+
+
+@pytest.mark.parametrize(("floor", "least"), [(1, 70), (70, 70), (71, 90), (96, 2**31 - 1)])
+def test_the_least_key_behind_a_gap_is_found_in_counting(floor, least):
+    keys = jnp.asarray(np.r_[np.zeros(3_000), 70, 90, np.full(700, 95)], jnp.int32)
+    found = counting.count(keys, jnp.array([0, 1, 91], jnp.int32), jnp.int32(floor), False)
+    assert (found.above.tolist(), int(found.least)) == ([3_702, 702, 700], least)
 
 
 def test_leaves_compete_under_one_count_and_not_under_a_count_each():
