@@ -19,13 +19,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxprune import ordering, patterns, selection, tree
+from jaxprune import ordering, patterns, selection, tree, wide
 from jaxprune.typing import Count, Counts, Score, Scores, Sparsity
+from jaxprune.wide import Wide
 
 _MILLION = 10**6
 
 
-def keep_count(groups: Count, sparsity: Sparsity) -> Count:
+def keep_count(groups: Count, sparsity: Sparsity) -> Count | Wide:
     """The number to keep out of `groups`: `round(groups * (1 - sparsity))`, half to even, at least 0.
 
     Args:
@@ -33,7 +34,7 @@ def keep_count(groups: Count, sparsity: Sparsity) -> Count:
       sparsity: In [0, 1]; a Python number, or a scalar array, which may be traced.
 
     Returns:
-      An `int`, or an int32 scalar where the sparsity is an array.
+      An `int`, or an int32 scalar where the sparsity is an array; that of 2**31 groups or more is `Wide`.
 
     Raises:
       ValueError: A Python sparsity is outside [0, 1].
@@ -42,6 +43,8 @@ def keep_count(groups: Count, sparsity: Sparsity) -> Count:
       >>> keep_count(10, 0.75), keep_count(25_000_000, jnp.float32(0.9))
       (2, Array(2500000, dtype=int32))
     """
+    if isinstance(groups, Wide):
+        raise ValueError("A share of 2**31 groups or more is taken of a Python number of groups; got a traced one.")
     if isinstance(sparsity, float | int):
         if not 0 <= sparsity <= 1:
             raise ValueError(f"`sparsity` is the fraction removed, between 0 and 1; got {sparsity}. For 90 % give 0.9.")
@@ -50,12 +53,21 @@ def keep_count(groups: Count, sparsity: Sparsity) -> Count:
     density = _MILLION - removed
     # groups * density / 10**6 in 32-bit integers: split groups into millions, thousands and units.
     millions, rest = divmod(groups, _MILLION)
+    if isinstance(groups, int) and groups >= 2**31:
+        # `millions * density` and `odd` tell, as `groups` does, which way a half goes.
+        odd = millions % 2 * (density % 2)
+        return wide.plus(wide.product(millions, density), wide.of(_share(rest, density, odd)))
+    return millions * density + _share(rest, density, millions * density % 2)
+
+
+def _share(rest: Count, density: Int[Array, ""], odd: Int[Array, ""]) -> Int[Array, ""]:
+    """`rest * density / 10**6`, half to whatever makes the sum with an odd or an even number even."""
     thousands, units = divmod(rest, 1000)
     quotient, remainder = jnp.divmod(thousands * density, 1000)
     fraction = remainder * 1000 + units * density
-    whole = millions * density + quotient + fraction // _MILLION
+    whole = quotient + fraction // _MILLION
     part = fraction % _MILLION
-    up = (part > _MILLION // 2) | ((part == _MILLION // 2) & (whole % 2 == 1))
+    up = (part > _MILLION // 2) | ((part == _MILLION // 2) & ((whole + odd) % 2 == 1))
     return whole + up.astype(jnp.int32)
 
 
@@ -130,7 +142,7 @@ def erk(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
     full_before = np.concatenate([[0.0], np.cumsum(sizes[order])])[:-1]
     weight_from = np.cumsum(weight[::-1])[::-1]
     capacity = full_before + weight_from / np.maximum(ratios[order], 1e-300)
-    kept = jnp.asarray(total, jnp.int32).astype(jnp.float32)
+    kept = wide.floating(wide.of(total))
     full = jnp.sum(jnp.asarray(capacity, jnp.float32) <= kept, dtype=jnp.int32)
     index = jnp.minimum(full, len(leaves) - 1)
     scale = (kept - jnp.asarray(full_before, jnp.float32)[index]) / jnp.asarray(weight_from, jnp.float32)[index]
@@ -289,30 +301,40 @@ def _normalized(scores: Float[Array, "..."]) -> Float[Array, "..."]:
     return wide / jnp.sqrt(jnp.mean(jnp.square(wide)) + jnp.finfo(wide.dtype).tiny)
 
 
-def _rounded(share: Float[Array, " leaf"], sizes: np.ndarray, total: Count) -> Int[Array, " leaf"]:
+def _rounded(share: Float[Array, " leaf"], sizes: np.ndarray, total: Count | Wide) -> Int[Array, " leaf"]:
     """Integers near `share`, at most `sizes`, that sum to `total`: the largest fractions are rounded up.
 
     Float error can leave the floors off by more than one a leaf, so what is missing is dealt out by room, in order.
     """
+
+    def missing_from(base: Int[Array, " leaf"]) -> Int[Array, ""]:
+        return wide.clipped(wide.minus(wide.of(total), wide.total(base)))
+
+    if sizes.max() >= 2**31:
+        raise ValueError(
+            f"This budget shares groups out between leaves of fewer than 2**31; got one of {sizes.max()}. "
+            f"Use `uniform`, `global_` or `by_path`."
+        )
     limit = jnp.asarray(sizes, jnp.int32)
-    base = jnp.clip(jnp.floor(share).astype(jnp.int32), 0, limit)
-    missing = jnp.asarray(total, jnp.int32) - jnp.sum(base, dtype=jnp.int32)
+    # The largest float below 2**31 is far from it.
+    base = jnp.minimum(jnp.clip(jnp.floor(share), 0, 2.0**31 - 128).astype(jnp.int32), limit)
+    missing = missing_from(base)
     order = jnp.argsort(-(share - jnp.floor(share)))
     place = jnp.zeros_like(order).at[order].set(jnp.arange(len(sizes), dtype=order.dtype))
     base = base + ((place < missing) & (base < limit)).astype(jnp.int32)
-    missing = jnp.asarray(total, jnp.int32) - jnp.sum(base, dtype=jnp.int32)
+    missing = missing_from(base)
     room = jnp.where(missing >= 0, limit - base, base)
-    before = jnp.cumsum(room, dtype=jnp.int32) - room
-    return base + jnp.sign(missing) * jnp.clip(jnp.abs(missing) - before, 0, room)
+    left = wide.clipped(wide.minus(wide.of(jnp.abs(missing)), wide.before(room)))
+    return base + jnp.sign(missing) * jnp.clip(left, 0, room)
 
 
-def _growth_count(scores: list[Score], fraction: float) -> Int[Array, ""]:
+def _growth_count(scores: list[Score], fraction: float) -> Int[Array, ""] | Wide:
     """The fewest scores that sum to the fraction: bisects their keys, since a prefix sum would need a sort."""
-    wide = [jnp.where(jnp.isnan(score), jnp.zeros_like(score), score).astype(jnp.float32) for score in scores]
-    keys = [ordering.keys(values) for values in wide]
+    floats = [jnp.where(jnp.isnan(score), jnp.zeros_like(score), score).astype(jnp.float32) for score in scores]
+    keys = [ordering.keys(values) for values in floats]
 
     def above(key: Any) -> Float[Array, ""]:
-        kept = [jnp.where(k >= key, w, jnp.zeros_like(w)) for k, w in zip(keys, wide, strict=True)]
+        kept = [jnp.where(k >= key, v, jnp.zeros_like(v)) for k, v in zip(keys, floats, strict=True)]
         return functools.reduce(jnp.add, [jnp.sum(values) for values in kept])
 
     wanted = fraction * above(jnp.iinfo(jnp.int32).min)
@@ -325,8 +347,10 @@ def _growth_count(scores: list[Score], fraction: float) -> Int[Array, ""]:
 
     top = ordering.keys(jnp.array(jnp.inf, jnp.float32))
     low, _ = lax.fori_loop(0, 32, halve, (jnp.zeros_like(top), top + 1))
-    more = functools.reduce(jnp.add, [jnp.sum(k > low, dtype=jnp.int32) for k in keys])
+    more = wide.added([wide.counted(k > low) for k in keys])
     value = lax.bitcast_convert_type(low, jnp.float32)
-    short = wanted - above(low + 1)
+    short = jnp.maximum(wanted - above(low + 1), 0)
     ties = jnp.where(value > 0, jnp.ceil(short / jnp.where(value > 0, value, jnp.ones_like(value))), 0)
-    return jnp.clip(more + ties.astype(jnp.int32), 0, sum(score.size for score in scores))
+    size = sum(score.size for score in scores)
+    count = wide.at_most(wide.plus(more, wide.rounded(ties)), wide.of(size))
+    return count if size >= 2**31 else wide.clipped(count)

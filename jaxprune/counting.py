@@ -21,6 +21,7 @@ Keys: TypeAlias = Int[Array, "..."]
 _COUNTED = 512  # how long a row is that is only counted
 _LENGTHS = {2**23: 128, 2**15: 64, 0: 16}  # of rows to lift from, by size from which on: there should be many as well
 _FROM_ROW = 3  # are lifted out at most
+_TIED = 2**10  # rows of an array in which ties are counted, at most
 
 
 class Count(NamedTuple):
@@ -59,7 +60,7 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
       floor: A key.
       absolute: Whether scores rank by absolute value.
     """
-    if meshes.is_spread(piece):
+    if keeps_shape(piece):
         return Count(*spread.count(piece, marks, floor, absolute))
     counts = [_count_rows(rows, marks, floor, absolute) for rows in _rows(piece, _COUNTED)]
     return Count(
@@ -115,12 +116,38 @@ def _lift_rows(rows: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
     return Lift(spread.totals(counts), jnp.max(number) > len(lifted), lifted)
 
 
+def tied(piece: Any, key: Int[Array, ""], absolute: bool, width: int) -> Int[Array, " row"]:
+    """How many keys are equal to this one, in each row of the flat array; in one, if the array keeps its shape.
+
+    Args:
+      piece: Scores, or keys.
+      key: What they are equal to.
+      absolute: Whether scores rank by absolute value.
+      width: Of a row; the last may be shorter.
+    """
+    marks = jnp.stack([key, key + 1])
+    if keeps_shape(piece):
+        return -jnp.diff(count(piece, marks, key, absolute).above)
+    flat = piece.reshape(-1)
+    whole = flat.size // width * width
+    parts = [part for part in (flat[:whole].reshape(-1, width), flat[whole:][None]) if part.size]
+    counts = [spread.counted(part, marks, key, absolute, (1,))[:2] for part in parts]
+    return jnp.concatenate([from_key - beyond for from_key, beyond in counts])
+
+
+def tied_width(size: int) -> int:
+    """The length of the rows in which the ties of a large array are counted."""
+    return -(-size // _TIED)
+
+
 def first_equal(piece: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
     """Where to cut the flat scores so that `wanted` scores with this key lie before it; there must be more of them."""
-    if meshes.is_spread(piece):
-        return spread.first_equal(piece, key, wanted, absolute)
-    through = jnp.cumsum((ordering.keys(piece, absolute) == key).astype(jnp.int32))
-    return jnp.sum(through <= wanted, dtype=jnp.int32)
+    return spread.first_equal(piece, key, wanted, absolute)
+
+
+def keeps_shape(piece: Any) -> bool:
+    """Whether an array is only counted in, and in its own shape: a flat one would travel between devices."""
+    return meshes.is_spread(piece)
 
 
 def _rows(piece: Any, length: int) -> list[Any]:

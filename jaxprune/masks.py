@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxprune import tree
+from jaxprune import tree, wide
 from jaxprune.frequency import Spectral
 from jaxprune.typing import Mask, Masks, Params
+from jaxprune.wide import Wide
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["shape"])
@@ -100,15 +101,20 @@ def checked(path: str, leaf: Any, mask: Any) -> Mask:
     return mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
 
 
-def count(path: str, leaf: Any, mask: Any) -> Int[Array, ""] | int:
-    """How many weights of a leaf its mask keeps: real degrees of freedom for a `Spectral`, all for `None`."""
+def count(path: str, leaf: Any, mask: Any) -> Int[Array, ""] | Wide | int:
+    """How many weights of a leaf its mask keeps: real degrees of freedom for a `Spectral`, all for `None`.
+
+    Where there may be 2**31 or more, the number is `Wide`.
+    """
     if mask is None:
         return leaf.size
     if isinstance(mask, Spectral):
         return mask.count(leaf.shape)
     mask = checked(path, leaf, mask)
+    if leaf.size >= 2**31:
+        return wide.counted(jnp.broadcast_to(mask, leaf.shape))
     repeats = leaf.size // mask.size if mask.size else 0
-    return jnp.sum(mask, dtype=jnp.int32) * repeats
+    return wide.counted(mask) * repeats
 
 
 def pack(masks: Masks) -> Masks:

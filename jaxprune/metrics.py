@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune import masks as masking
-from jaxprune import tree
+from jaxprune import tree, wide
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Masks, Params
 
@@ -107,7 +107,7 @@ def nbytes(params: Params, masks: Masks | None = None) -> int:
         if not tree.is_array(leaf):
             continue
         mask = rest[0] if rest else None
-        total += int(masking.count(path, leaf, mask)) * leaf.dtype.itemsize
+        total += wide.exact(masking.count(path, leaf, mask)) * leaf.dtype.itemsize
         total += sum(array.nbytes for array in jax.tree.leaves(masking.pack(mask)))
     return total
 
@@ -123,15 +123,16 @@ def summary(params: Params, masks: Masks | None = None) -> list[LeafSummary]:
     """
     rows = []
     for path, leaf, kept in _kept(params, masks):
-        removed = 1 - int(kept) / leaf.size if leaf.size else 0.0
-        rows.append(LeafSummary(path, leaf.shape, leaf.size, int(kept), removed))
+        number = wide.exact(kept)
+        removed = 1 - number / leaf.size if leaf.size else 0.0
+        rows.append(LeafSummary(path, leaf.shape, leaf.size, number, removed))
     return rows
 
 
 def _kept(params: Params, masks: Masks | None) -> list[tuple[str, Any, Any]]:
     if masks is None:
         rows = [(path, leaf) for path, leaf in tree.flatten(params)[0] if is_kernel(path, leaf)]
-        return [(path, leaf, jnp.sum(leaf != 0, dtype=jnp.int32)) for path, leaf in rows]
+        return [(path, leaf, wide.counted(leaf != 0)) for path, leaf in rows]
     rows = tree.flatten(params, masks, names=("masks",))[0]
     return [(path, leaf, masking.count(path, leaf, mask)) for path, leaf, mask in rows if mask is not None]
 
@@ -139,6 +140,6 @@ def _kept(params: Params, masks: Masks | None) -> list[tuple[str, Any, Any]]:
 def _totals(params: Params, masks: Masks | None, *, dense_too: bool) -> tuple[Array, Array]:
     rows = _kept(params, masks)
     maskable = sum(leaf.size for _, leaf, _ in rows)
-    removed = jnp.sum(jnp.array([leaf.size - kept for _, leaf, kept in rows], jnp.int32), dtype=jnp.int32)
+    removed = wide.minus(wide.of(maskable), wide.added([kept for _, _, kept in rows]))
     size = jnp.asarray(np.float32(count_params(params) if dense_too else maskable))
-    return size, size - removed.astype(jnp.float32)
+    return size, size - wide.floating(removed)

@@ -1,8 +1,9 @@
 """The leaves that selection looks at, divided into parts.
 
-A large leaf is looked at as it lies: it is one part. Small leaves are copied together into rows, which are visited at
-once: a program for each would take longer to compile than to run. A visitor gets a part's scores or keys, and results
-come back stacked by part. What fills a row up has the lowest integer as its key, which no score has.
+A large leaf is looked at as it lies: it is one part. Small leaves are copied together into rows, each of them a part,
+which are visited at once: a program for each leaf would take longer to compile than to run. A visitor gets a part's
+scores or keys, and results come back stacked by part. What fills a row up has the lowest integer as its key, which no
+score has.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, UInt
+from jaxtyping import Array, Bool, Int, Shaped, UInt
 
-from jaxprune import meshes, ordering
+from jaxprune import counting, meshes, ordering, spread
 
 Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 _LARGE = 2**18  # scores in a leaf that is not copied
-_ROW = 2**10  # places in a row, at least
-_ROWS = 2**14  # into which large leaves are divided, about
+_ROW = 2**10  # places in a row
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,21 @@ class Parts:
     """Some leaves, or what was lifted out of them.
 
     Attributes:
-      arrays: What the parts lie in.
-      leaf: For each part the number of the leaf that it belongs to.
+      array: What the parts lie in.
+      leaf: For each part the number of the leaf that it belongs to, ascending.
       group: For each part the number of its group.
-      start: For each part the place in its leaf at which it starts.
       absolute: Whether scores rank by absolute value.
     """
 
-    arrays: list[Any]
+    array: Any
     leaf: Numbers
     group: Numbers
-    start: Numbers
     absolute: bool
+
+    @property
+    def leaves(self) -> Numbers:
+        """The numbers of the leaves."""
+        return np.unique(self.leaf)
 
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """What a function finds in each part.
@@ -58,21 +61,30 @@ class Parts:
         """
         raise NotImplementedError
 
-    def look(self, visitor: Callable[..., Any], number: Int[Array, " group"], *args: Array) -> Any:
-        """What a function finds in one part of each group.
+    def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
+        """How many scores in each row of each leaf are equal to the key of its group; see `visit` for `wanted`."""
+        raise NotImplementedError
 
-        Args:
-          visitor: As for `visit`.
-          number: The part to look into, for each group; zeros come back for those out of range.
-          args: As for `visit`.
+    @property
+    def row_widths(self) -> Numbers:
+        """For each leaf the length of the rows of `tied`; its last row may be shorter."""
+        raise NotImplementedError
 
-        Returns:
-          The results, stacked by group.
-        """
+    @property
+    def taken(self) -> Numbers:
+        """For each leaf how many places it takes, those that fill it up included."""
+        raise NotImplementedError
+
+    def row(self, start: Int[Array, " all_leaves"]) -> Shaped[Array, "leaf place"]:
+        """The scores or keys of one row of each leaf, from a place in the leaf on, which is told for all leaves."""
         raise NotImplementedError
 
     def keys_at(self, leaves: Numbers, places: Numbers) -> Int[Array, "leaf place"]:
         """The keys at places of each of these leaves, which are given by number."""
+        raise NotImplementedError
+
+    def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
+        """Which scores of each leaf have a key above the leaf's least, or that one and an index before the cut."""
         raise NotImplementedError
 
     def _told(self, visitor: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,81 +96,113 @@ class Whole(Parts):
     """One leaf as it lies: a single part.
 
     Attributes:
-      own_group: The number of its group once more, such that XLA does not know it. With constants in them the kernels
-        of all leaves would differ; like this, leaves of one size share theirs, which are compiled once.
+      own_leaf: The leaf's number once more, such that XLA does not know it; see `numbers`.
+      own_group: That of its group.
     """
 
+    own_leaf: UInt[Array, ""]
     own_group: UInt[Array, ""]
 
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """See `Parts`; if it is not wanted, the leaf is not read."""
         here, *own = (lax.dynamic_index_in_dim(arg, self.own_group, keepdims=False) for arg in (wanted, *args))
-        return jax.tree.map(lambda x: x[None], _if(here, self._told(visitor), self.arrays[0], *own))
+        return jax.tree.map(lambda x: x[None], _if(here, self._told(visitor), self.array, *own))
 
-    def look(self, visitor: Callable[..., Any], number: Int[Array, " group"], *args: Array) -> Any:
+    def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
+        """See `Parts`. A leaf that keeps its shape is one row."""
+        return self.visit(functools.partial(counting.tied, width=int(self.row_widths[0])), wanted, keys)
+
+    @property
+    def row_widths(self) -> Numbers:
         """See `Parts`."""
-        found = self.visit(visitor, number == 0, *args)[0]
-        return lax.dynamic_update_index_in_dim(jnp.zeros(number.shape, found.dtype), found, self.own_group, 0)
+        return np.array([counting.tied_width(self.array.size)])
+
+    @property
+    def taken(self) -> Numbers:
+        """See `Parts`."""
+        return np.array([self.array.size])
+
+    def row(self, start: Int[Array, " all_leaves"]) -> Shaped[Array, "leaf place"]:
+        """See `Parts`; nothing but the row is copied."""
+        own = lax.dynamic_index_in_dim(start, self.own_leaf).astype(jnp.uint32)
+        return lax.dynamic_slice(self.array.reshape(-1), own, (counting.tied_width(self.array.size),))[None]
+
+    def cut(
+        self, keys: Int[Array, " all_leaves"], wanted: Int[Array, " all_leaves"], here: Bool[Array, " all_leaves"]
+    ) -> Int[Array, " leaf"]:
+        """Where to cut the flat leaf, searched for in its own shape; see `spread.first_equal`. 0 where not `here`."""
+        own = self.leaf[0]
+        return _if(here[own], self._told(spread.first_equal), self.array, keys[own], wanted[own])[None]
 
     def keys_at(self, leaves: Numbers, places: Numbers) -> Int[Array, "leaf place"]:
         """See `Parts`."""
         del leaves
-        return ordering.keys(self.arrays[0].reshape(-1)[jnp.asarray(places, jnp.int32)], self.absolute)
+        return ordering.keys(self.array.reshape(-1)[jnp.asarray(places, jnp.int32)], self.absolute)
+
+    def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
+        """See `Parts`."""
+        own, end = (lax.dynamic_index_in_dim(ends, self.own_leaf, keepdims=False) for ends in (least, cut))
+        late = meshes.flat_index(self.array.shape) >= end
+        return [ordering.keys(self.array, self.absolute) >= own + late.astype(own.dtype)]
 
 
 @dataclass(frozen=True)
 class Rows(Parts):
-    """Flat arrays of scores or keys in rows, each row a part.
+    """Keys in rows, each row a part.
 
     Attributes:
-      width: How many places a row has. The last of an array may be shorter.
+      sizes: How many places each leaf takes of its rows.
+      own_starts: Of each leaf the first place in all rows, such that XLA does not know it; see `numbers`.
     """
 
-    width: int
+    array: Int[Array, "row place"]
+    sizes: Sequence[int] = ()
+    own_starts: Sequence[UInt[Array, ""]] = ()
 
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """See `Parts`; all rows are visited."""
         del wanted
-        found, first = list[Any](), 0
-        for rows in [rows for array in self.arrays for rows in self._cut(array)]:
-            group = self.group[first : first + len(rows)]
-            found.append(jax.vmap(self._told(visitor))(rows, *(arg[group] for arg in args)))
-            first += len(rows)
-        return jax.tree.map(lambda *results: jnp.concatenate(results), *found)
+        return jax.vmap(self._told(visitor))(self.array, *(arg[self.group] for arg in args))
 
-    def look(self, visitor: Callable[..., Any], number: Int[Array, " group"], *args: Array) -> Any:
+    def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
+        """See `Parts`. Leaves with fewer rows than another get empty ones."""
+        width = self.array.shape[1]
+        found = self.visit(functools.partial(counting.tied, width=width), wanted, keys)[:, 0]
+        first, after = self._rows_of(self.leaves)
+        row = first[:, None] + np.arange((after - first).max())
+        return jnp.append(found, 0)[np.where(row < after[:, None], row, len(self.leaf))]
+
+    @property
+    def row_widths(self) -> Numbers:
         """See `Parts`."""
-        counts = [-(-array.size // self.width) for array in self.arrays]
-        array = jnp.asarray(np.repeat(np.arange(len(counts)), counts), jnp.int32)
-        row = jnp.asarray(np.concatenate([np.arange(count) for count in counts]), jnp.int32)
-        reads, told = [functools.partial(self._read, flat) for flat in self.arrays], self._told(visitor)
+        return np.full(len(self.leaves), self.array.shape[1])
 
-        def turn(own: tuple[Array, ...]) -> Any:
-            part, *rest = own
-            here = (part >= 0) & (part < len(self.leaf))
-            return _if(here, lambda part, *rest: told(lax.switch(array[part], reads, row[part]), *rest), part, *rest)
+    @property
+    def taken(self) -> Numbers:
+        """See `Parts`."""
+        return self.array.shape[1] * np.bincount(self.leaf)[self.leaves]
 
-        return lax.map(turn, (number, *args))
+    def row(self, start: Int[Array, " all_leaves"]) -> Shaped[Array, "leaf place"]:
+        """See `Parts`."""
+        first = self._rows_of(self.leaves)[0].astype(np.int32)
+        return self.array[first + start[self.leaves] // self.array.shape[1]]
 
     def keys_at(self, leaves: Numbers, places: Numbers) -> Int[Array, "leaf place"]:
         """See `Parts`."""
-        (keys,) = self.arrays
-        first = np.searchsorted(self.leaf, leaves) * self.width
-        return keys[jnp.asarray(first[:, None] + places, jnp.int32)]
+        first = self._rows_of(leaves)[0] * self.array.shape[1]
+        return self.array.reshape(-1)[jnp.asarray(first[:, None] + places, jnp.int32)]
 
-    def _cut(self, flat: Any) -> list[Any]:
-        whole = flat.size // self.width * self.width
-        rows = [flat[:whole].reshape(-1, self.width)]
-        if whole == flat.size:
-            return rows
-        return [*rows, _filled(ordering.keys(flat[whole:], self.absolute), self.width)[None]]
+    def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
+        """See `Parts`."""
+        start = self.array.shape[1] * (np.arange(len(self.leaf)) - self._rows_of(self.leaf)[0]).astype(np.int32)
+        late = lax.broadcasted_iota(jnp.int32, self.array.shape, 1) >= (cut[self.leaf] - start)[:, None]
+        kept = self.array >= least[self.leaf][:, None] + late.astype(self.array.dtype)
+        starts = zip(self.own_starts, self.sizes, strict=True)
+        return [lax.dynamic_slice(kept.reshape(-1), (start,), (size,)) for start, size in starts]
 
-    def _read(self, flat: Any, row: Int[Array, ""]) -> Int[Array, " place"]:
-        # A shorter last row starts early, so as not to end beyond the array.
-        start = jnp.minimum(row * self.width, flat.size - self.width)
-        keys = ordering.keys(lax.dynamic_slice(flat, (start,), (self.width,)), self.absolute)
-        own = jnp.arange(self.width, dtype=jnp.int32) >= row * self.width - start
-        return jnp.where(own, keys, jnp.iinfo(keys.dtype).min)
+    def _rows_of(self, leaves: Numbers) -> tuple[Numbers, Numbers]:
+        """For each leaf its first row, and that after its last."""
+        return np.searchsorted(self.leaf, leaves), np.searchsorted(self.leaf, leaves, "right")
 
 
 def of(leaves: Sequence[Any], group: Numbers, absolute: bool) -> list[Parts]:
@@ -172,79 +216,71 @@ def of(leaves: Sequence[Any], group: Numbers, absolute: bool) -> list[Parts]:
     # What is copied would travel between devices.
     large = [i for i, leaf in enumerate(leaves) if meshes.is_spread(leaf) or leaf.size >= _LARGE]
     small = [i for i in range(len(leaves)) if i not in large]
-    groups = numbers([int(group[i]) for i in large], leaves)
+    rows = np.array([-(-leaves[i].size // _ROW) for i in small], np.int64)
+    starts = _ROW * (np.cumsum(rows) - rows)
+    own_leaf, own_group, own_starts = numbers([large, group[large], starts], leaves)
     parts: list[Parts] = [
-        Whole([leaves[i]], np.array([i]), group[i : i + 1], np.zeros(1, np.int64), absolute, own)
-        for i, own in zip(large, groups, strict=True)
+        Whole(leaves[i], np.array([i]), group[i : i + 1], absolute, *own)
+        for i, *own in zip(large, own_leaf, own_group, strict=True)
     ]
-    return [*parts, _rows(small, leaves, group, absolute)] if small else parts
+    if small:
+        leaf = np.repeat(small, rows)
+        array = _rows([leaves[i] for i in small], absolute)
+        parts.append(Rows(array, leaf, group[leaf], absolute, [leaves[i].size for i in small], own_starts))
+    return parts
 
 
 def of_keys(keys: Int[Array, "part place"], origin: Parts) -> Parts:
     """Parts of keys that were lifted out of others, a row out of each."""
     if isinstance(origin, Whole):
-        return replace(origin, arrays=[keys[0]], absolute=False)
-    nothing = np.zeros(len(keys), np.int64)
-    return Rows([keys.reshape(-1)], nothing, origin.group, nothing, absolute=False, width=keys.shape[1])
+        return replace(origin, array=keys[0], absolute=False)
+    return Rows(keys, origin.leaf, origin.group, absolute=False)
 
 
-def finer(parts: Sequence[Parts]) -> list[Parts]:
-    """The same leaves in rows, large ones without copies; but what is spread over devices stays whole."""
-    split = [isinstance(own, Whole) and not meshes.is_spread(own.arrays[0]) for own in parts]
-    large = [own for own, is_split in zip(parts, split, strict=True) if is_split]
-    others = [own for own, is_split in zip(parts, split, strict=True) if not is_split]
-    if not large:
-        return others
-    sizes = [own.arrays[0].size for own in large]
-    width = min(max(_ROW, 1 << (sum(sizes) // _ROWS).bit_length()), _LARGE)
-    starts = [np.minimum(np.arange(0, size, width), size - width) for size in sizes]
-    leaf, group = (
-        np.repeat([getattr(own, of)[0] for own in large], [len(start) for start in starts]) for of in ("leaf", "group")
-    )
-    arrays = [own.arrays[0] for own in large]
-    return [Rows(arrays, leaf, group, np.concatenate(starts), large[0].absolute, width), *others]
-
-
-def _filled(keys: Int[Array, " place"], width: int) -> Int[Array, " filled"]:
-    return jnp.pad(keys, (0, -keys.size % width), constant_values=jnp.iinfo(keys.dtype).min)
-
-
-def numbers(values: Sequence[int], leaves: Sequence[Any]) -> Sequence[UInt[Array, ""]]:
+def numbers(values: Sequence[Sequence[int] | Numbers], leaves: Sequence[Any]) -> list[list[UInt[Array, ""]]]:
     """Numbers such that XLA does not know them.
 
     With constants in them the kernels of all leaves would differ; like this, leaves of one size share theirs, which are
     compiled once.
 
     Args:
-      values: The numbers.
+      values: Lists of numbers.
       leaves: Arrays to be used with them, the first of them not empty.
     """
-    if len(values) < 2 or any(meshes.is_spread(leaf) for leaf in leaves):
-        return [jnp.uint32(value) for value in values]
+
+    def known() -> list[list[UInt[Array, ""]]]:
+        return [[jnp.uint32(int(value)) for value in own] for own in values]
+
+    if len(leaves) < 2 or any(meshes.is_spread(leaf) for leaf in leaves):
+        return known()
     first = ordering.keys(leaves[0][(0,) * leaves[0].ndim])
     always = first > jnp.iinfo(first.dtype).min
     # Unsigned, since whatever indexes by a signed number looks first whether it is negative.
-    return lax.cond(always, lambda: [jnp.uint32(value) for value in values], lambda: [jnp.uint32(0) for _ in values])
+    return lax.cond(always, known, lambda: jax.tree.map(lambda _: jnp.uint32(0), list(map(list, values))))
 
 
-def by_group(parts: Sequence[Parts], found: Sequence[Any], groups: int, summary: Callable[..., Any]) -> Any:
+def by_group(parts: Sequence[Parts], found: Sequence[Any], summary: Callable[..., Any]) -> Any:
     """What was found in each part, for each group in one.
 
     Args:
       parts: All that were visited.
       found: The results of each.
-      groups: How many there are.
       summary: `jax.ops.segment_sum`, or its like.
     """
     group = np.concatenate([own.group for own in parts])
-    return summary(jnp.concatenate(found), jnp.asarray(group, jnp.int32), groups)
+    return summary(jnp.concatenate(found), jnp.asarray(group, jnp.int32), int(group.max()) + 1)
 
 
-def _rows(small: list[int], leaves: Sequence[Any], group: Numbers, absolute: bool) -> Rows:
-    keys = [_filled(ordering.keys(leaves[i], absolute), _ROW) for i in small]
-    start = [_ROW * np.arange(own.size // _ROW) for own in keys]
-    leaf = np.repeat(small, [len(own) for own in start])
-    return Rows([jnp.concatenate(keys)], leaf, group[leaf], np.concatenate(start), absolute, _ROW)
+def _rows(leaves: Sequence[Any], absolute: bool) -> Int[Array, "row place"]:
+    """The keys of flat leaves, each of which begins a row."""
+    # Put together before anything is computed, so that a copy is all that is compiled for each leaf.
+    pieces, used = list[Any](), list[int]()
+    for leaf in leaves:
+        pieces += [leaf, jnp.zeros(-leaf.size % _ROW, leaf.dtype)]
+        used += [min(_ROW, leaf.size - start) for start in range(0, leaf.size, _ROW)]
+    keys = ordering.keys(jnp.concatenate(pieces).reshape(-1, _ROW), absolute)
+    in_use = lax.broadcasted_iota(jnp.int32, keys.shape, 1) < np.array(used, np.int32)[:, None]
+    return jnp.where(in_use, keys, jnp.iinfo(keys.dtype).min)
 
 
 def _if(condition: Bool[Array, ""], function: Callable[..., Any], *args: Any) -> Any:

@@ -16,9 +16,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import meshes, ordering, partition, patterns, ties, tree
-from jaxprune.threshold import Problem, find
+from jaxprune import meshes, partition, patterns, threshold, ties, tree, wide
+from jaxprune.threshold import Problem
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
+from jaxprune.wide import Wide
 
 
 def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured(), absolute: bool = False) -> Masks:
@@ -29,7 +30,8 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     Args:
       scores: Floating arrays; `None` leaves stay dense.
       keep: For each leaf how many groups of the pattern to keep, from 0 to all of them; or one number for all leaves
-        together, which then compete with each other. Ignored by a pattern that fixes its sparsity.
+        together, which then compete with each other. Ignored by a pattern that fixes its sparsity. Where there are
+        2**31 groups or more, a traced number is a `jaxprune.wide.Wide`, as `budgets.keep_count` makes it.
       pattern: What is removed together.
       absolute: Keep the highest absolute values. That spares memory and a pass over it where the pattern is
         `Unstructured`, since absolute values need not be written down.
@@ -51,7 +53,7 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
         scores, absolute = magnitudes(scores), False
     if isinstance(pattern, patterns.Along):
         return _along_lines(scores, keep, pattern)
-    jointly = isinstance(keep, int | np.integer) or (tree.is_array(keep) and keep.ndim == 0)
+    jointly = isinstance(keep, int | np.integer | Wide) or (tree.is_array(keep) and keep.ndim == 0)
     if jointly:
         rows, treedef = tree.flatten(scores)
         counts = [keep]
@@ -66,8 +68,10 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     pooled = tuple(fitting(p.pool, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True))
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
-    checked = jnp.stack([_checked_count(*args) for args in zip(names, counts, sizes, strict=True)])
-    kept = _select(pooled, checked, jointly=jointly, absolute=absolute)
+    checked = [_checked_count(*args) for args in zip(names, counts, sizes, strict=True)]
+    if any(isinstance(count, Wide) for count in checked):
+        checked = [wide.of(count) for count in checked]
+    kept = _select(pooled, jax.tree.map(lambda *own: jnp.stack(own), *checked), jointly=jointly, absolute=absolute)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
@@ -100,12 +104,13 @@ def counts_of_highest(scores: Scores, total: Any, *, pattern: Any = patterns.Uns
       pattern: Defines the groups; its scores compete after pooling.
 
     Returns:
-      int32 scalars with the structure of `scores`.
+      int32 scalars with the structure of `scores`; `Wide` for a leaf of 2**31 groups or more.
     """
     rows, treedef = tree.flatten(scores)
     pooled = tuple(fitting(p.pool, *row[:2]) for p, row in zip(patterns.by_leaf(pattern, scores), rows, strict=True))
-    kept = _select(pooled, _checked_count("all leaves", total, sum(p.size for p in pooled))[None], jointly=True)
-    return treedef.unflatten([jnp.sum(mask, dtype=jnp.int32) for mask in kept])
+    counted = _checked_count("all leaves", total, sum(p.size for p in pooled))
+    kept = _select(pooled, jax.tree.map(lambda own: own[None], counted), jointly=True)
+    return treedef.unflatten([wide.counted(mask) for mask in kept])
 
 
 def fitting(method: Callable[[Any], Any], path: str, score: Any, *, abstract: bool = False) -> Any:
@@ -122,50 +127,81 @@ def fitting(method: Callable[[Any], Any], path: str, score: Any, *, abstract: bo
         raise ValueError(f"{error}; '{path}' has shape {score.shape}. Leave it out with `where=`.") from error
 
 
-def _checked_count(name: str, count: Any, size: int) -> Int[Array, ""]:
-    if size >= 2**31:
-        raise ValueError(f"{name} has {size} groups; selection counts in 32 bits, up to {2**31 - 1}. Split the tree.")
+def _checked_count(name: str, count: Any, size: int) -> Int[Array, ""] | Wide:
+    """The count, in range; `Wide` where 32 bits might not hold it."""
+    if size >= wide.END:
+        raise ValueError(f"{name} has {size} groups; selection counts up to {wide.END - 1}. Split the tree.")
+    if isinstance(count, Wide):
+        checked = wide.at_most(count, wide.of(size))
+        return checked if size >= 2**31 else wide.clipped(checked)
     if isinstance(count, jax.Array):
-        return jnp.clip(count.astype(jnp.int32), 0, size)
+        checked = jnp.clip(count.astype(jnp.int32), 0, min(size, 2**31 - 1))
+        return wide.of(checked) if size >= 2**31 else checked
     if count is None or not 0 <= count <= size:
         raise ValueError(f"The keep-count of {name} must be an integer from 0 to {size}; got {count}.")
-    return jnp.int32(count)
+    return wide.of(int(count)) if size >= 2**31 else jnp.int32(count)
+
+
+_SLAB = 2**31 - 1  # scores in a leaf that is looked at as one
 
 
 @functools.partial(jax.jit, static_argnames=("jointly", "absolute"))
 def _select(
-    scores: tuple[Score, ...], keep: Int[Array, " group"], *, jointly: bool, absolute: bool = False
+    scores: tuple[Score, ...], keep: Int[Array, " group"] | Wide, *, jointly: bool, absolute: bool = False
 ) -> tuple[Mask, ...]:
     """Masks of the scores themselves; one group for all leaves or one for each."""
     # Keys of different dtypes do not compare.
     dtype = functools.reduce(tree.promote, [score.dtype for score in scores])
-    filled = [i for i, score in enumerate(scores) if score.size]
-    masks = [jnp.ones(score.shape, bool) for score in scores]
-    if filled:
-        pieces = [scores[i].astype(dtype) for i in filled]
+    slabs = [_slabs(score) for score in scores]
+    owner = np.repeat(np.arange(len(scores)), [len(own) for own in slabs])
+    found = dict[int, Mask]()
+    if len(owner):
+        pieces = [slab.astype(dtype) for own in slabs for slab in own]
         pieces = [piece if meshes.is_spread(piece) else piece.reshape(-1) for piece in pieces]
-        group = np.zeros(len(filled), np.int64) if jointly else np.arange(len(filled))
+        filled, group = np.unique(owner, return_inverse=True)
         sizes = np.array([piece.size for piece in pieces])
-        counts = keep if jointly else keep[np.array(filled)]
+        group, counts = (np.zeros(len(owner), np.int64), keep) if jointly else (group, keep[filled])
         problem = Problem(partition.of(pieces, group, absolute), sizes, group, counts, dtype)
-        least, cuts = _ends(problem)
-        for i, piece, number in zip(filled, pieces, partition.numbers(range(len(pieces)), pieces), strict=True):
-            own, cut = (lax.dynamic_index_in_dim(ends, number, keepdims=False) for ends in (least, cuts))
-            late = meshes.flat_index(piece.shape) >= cut
-            mask = ordering.keys(piece, absolute) >= own + late.astype(least.dtype)
-            masks[i] = mask.reshape(scores[i].shape)
-    return tuple(masks)
+        ends = _ends(problem)
+        for parts in problem.parts:
+            found |= dict(zip(parts.leaves.tolist(), parts.masks(*ends), strict=True))
+    return tuple(
+        _joined(score, own, [found[piece] for piece in np.flatnonzero(owner == i)])
+        for i, (score, own) in enumerate(zip(scores, slabs, strict=True))
+    )
+
+
+def _slabs(score: Score) -> list[Score]:
+    """The score itself, or slabs of fewer than 2**31 where it has more, which are copies; none if it is empty."""
+    if score.size <= _SLAB:
+        return [score] if score.size else []
+    rows = _SLAB // (score.size // score.shape[0])
+    if not rows:
+        raise ValueError(
+            f"Selection needs fewer than 2**31 groups in each slice along a leaf's first axis; got shape "
+            f"{score.shape}. Give the leaf another axis in front."
+        )
+    whole = meshes.whole(score, 0)
+    return [whole[start : start + rows] for start in range(0, score.shape[0], rows)]
+
+
+def _joined(score: Score, slabs: list[Score], masks: list[Mask]) -> Mask:
+    """One mask of those of all slabs."""
+    shaped = [mask.reshape(slab.shape) for mask, slab in zip(masks, slabs, strict=True)]
+    return jnp.concatenate(shaped) if len(shaped) > 1 else shaped[0] if shaped else jnp.ones(score.shape, bool)
 
 
 def _ends(problem: Problem) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
     """For each leaf the least key that stays, and the flat index from which on not even that does."""
-    bracket = find(problem)
+    bracket = threshold.find(problem)
     everything = jnp.asarray(problem.sizes, jnp.int32)
-    all_ties = bracket.above_low == problem.keep
-    missing = jnp.where(all_ties, 0, problem.keep - bracket.above_high)
-    least = jnp.where(all_ties | (missing > 0), bracket.low, bracket.high)[problem.group]
+    are_missing = (bracket.over > 0) & (bracket.under > 0)
+    least = jnp.where((bracket.over == 0) | are_missing, bracket.low, bracket.high)[problem.group]
 
     def cut() -> tuple[Array, Array]:
-        return least, jnp.where((missing > 0)[problem.group], ties.cuts(problem, bracket.low, missing), everything)
+        wanted = threshold.missing(problem, bracket)
+        wanted = Wide(*(jnp.where(are_missing, digit, 0) for digit in wanted))
+        wanted, own = threshold.looked_at_after(wanted, problem)
+        return least, jnp.where(are_missing[problem.group], ties.cuts(own, bracket.low, wanted), everything)
 
-    return lax.cond(jnp.any(missing > 0), cut, lambda: (least, everything))
+    return lax.cond(jnp.any(are_missing), cut, lambda: (least, everything))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune import counting, meshes, ordering, partition, tree
+from jaxprune import counting, ordering, partition, tree, wide
 from jaxprune.partition import Numbers, Parts
+from jaxprune.wide import Wide
 
 Keys: TypeAlias = Int[Array, "group mark"]
+State = TypeVar("State")
 
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**9  # and at least so many in each
@@ -40,24 +42,31 @@ class Problem(NamedTuple):
       parts: Of the leaves, or of keys lifted out of them.
       sizes: For each leaf, how many scores it has.
       group: For each leaf, the group that it belongs to. A group has one threshold.
-      keep: For each group, how many of its scores are to stay.
+      keep: For each group, how many of its scores are to stay; `Wide` if a group may have 2**31 of them.
       dtype: Of the scores.
     """
 
     parts: list[Parts]
     sizes: Numbers
     group: Numbers
-    keep: Int[Array, " group"]
+    keep: Int[Array, " group"] | Wide
     dtype: Any
 
 
 class Bracket(NamedTuple):
-    """For each group: count(key >= low) = above_low >= keep and count(key >= high) = above_high <= keep."""
+    """For each group two keys with the threshold between them.
+
+    Attributes:
+      low: At or above it lie `over` scores more than are to stay.
+      high: At or above it lie `under` scores fewer.
+      over: Not negative. Like `under` it is 2**31 - 1 at most: beyond that only the sign counts.
+      under: Not negative.
+    """
 
     low: Int[Array, " group"]
     high: Int[Array, " group"]
-    above_low: Int[Array, " group"]
-    above_high: Int[Array, " group"]
+    over: Int[Array, " group"]
+    under: Int[Array, " group"]
 
 
 class Marks(NamedTuple):
@@ -81,7 +90,7 @@ def find(problem: Problem) -> Bracket:
       keys equal to the lower one are ties.
     """
     start = _everything(problem)
-    if any(meshes.is_spread(array) for parts in problem.parts for array in parts.arrays):
+    if any(counting.keeps_shape(parts.array) for parts in problem.parts):
         # What is sampled or lifted out would travel between devices.
         return _searched(start, problem, _spaced_marks(start, problem), _spaced_marks)
     marks = _sampled_marks(problem, start)
@@ -89,50 +98,73 @@ def find(problem: Problem) -> Bracket:
 
 
 def _everything(problem: Problem) -> Bracket:
-    groups = problem.keep.shape[0]
+    totals = _totals(problem)
     integer = jnp.int64 if problem.dtype.itemsize == 8 else jnp.int32
     low, high = jnp.iinfo(integer).min + 1, jnp.iinfo(integer).max  # below `low` is only what fills parts up
-    return Bracket(
-        jnp.full(groups, low, integer),
-        jnp.full(groups, high, integer),
-        jnp.asarray(_totals(problem), jnp.int32),
-        jnp.zeros(groups, jnp.int32),
-    )
+    if isinstance(problem.keep, Wide):
+        over, under = wide.clipped(wide.minus(wide.of(totals), problem.keep)), wide.clipped(problem.keep)
+    else:
+        over, under = jnp.asarray(totals, jnp.int32) - problem.keep, problem.keep
+    return Bracket(jnp.full(len(totals), low, integer), jnp.full(len(totals), high, integer), over, under)
 
 
 def _totals(problem: Problem) -> Numbers:
-    return np.bincount(problem.group, problem.sizes, problem.keep.shape[0]).astype(np.int64)
+    return np.bincount(problem.group, problem.sizes).astype(np.int64)
 
 
-def _is_open(bracket: Bracket, keep: Int[Array, " group"]) -> Bool[Array, " group"]:
-    exact = (bracket.above_low == keep) | (bracket.above_high == keep)
-    return ~exact & (bracket.low + 1 < bracket.high)
+def _excess(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Int[Array, "group mark"]:
+    """How many more scores than are to stay were found in all parts of each group; clipped as those of `Bracket`."""
+    if isinstance(problem.keep, Wide):
+        return wide.clipped(wide.minus(_summed(problem, found), problem.keep[:, None]))
+    return partition.by_group(problem.parts, found, jax.ops.segment_sum) - problem.keep[:, None]
+
+
+def looked_at_after(state: State, problem: Problem) -> tuple[State, Problem]:
+    """The problem once more, such that XLA looks at it only when the state is known.
+
+    Keys that it had computed before, or for two uses at once, would all be written to memory.
+    """
+    state, arrays = lax.optimization_barrier((state, [parts.array for parts in problem.parts]))
+    parts = [replace(parts, array=own) for parts, own in zip(problem.parts, arrays, strict=True)]
+    return state, problem._replace(parts=parts)
+
+
+def missing(problem: Problem, bracket: Bracket) -> Wide:
+    """How many scores fewer than are to stay lie at or above the bracket's high end, exactly."""
+    if not isinstance(problem.keep, Wide):
+        return wide.of(bracket.under)
+    everywhere = jnp.ones(len(bracket.high), bool)
+    marks = jnp.stack([bracket.low, bracket.high], axis=1)  # a single one would be written to memory for each score
+    found = [parts.visit(counting.count, everywhere, marks, bracket.high).above for parts in problem.parts]
+    return wide.minus(problem.keep, _summed(problem, found)[:, 1])
+
+
+def _summed(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Wide:
+    digits = zip(*(wide.of(own) for own in found), strict=True)
+    return wide.carried(*(partition.by_group(problem.parts, list(own), jax.ops.segment_sum) for own in digits))
+
+
+def _is_open(bracket: Bracket) -> Bool[Array, " group"]:
+    return (bracket.over > 0) & (bracket.under > 0) & (bracket.low + 1 < bracket.high)
 
 
 def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
     """The bracket after one pass that lifts out a window: closed among what was lifted, or cut at the window's ends."""
-    keep, groups = problem.keep, problem.keep.shape[0]
     window = _window(bracket, problem)
-    wanted = _is_open(bracket, keep) & (window[:, 0] < window[:, 1])
+    wanted = _is_open(bracket) & (window[:, 0] < window[:, 1])
     found = [parts.visit(counting.lift, wanted, window) for parts in problem.parts]
-    above = partition.by_group(problem.parts, [lift.above for lift in found], groups, jax.ops.segment_sum)
-    crowded = partition.by_group(problem.parts, [lift.crowded for lift in found], groups, jax.ops.segment_max)
-    narrowed = _between(bracket, window, above, keep)
+    excess = _excess(problem, [lift.above for lift in found])
+    crowded = partition.by_group(problem.parts, [lift.crowded for lift in found], jax.ops.segment_max)
+    narrowed = _between(bracket, window, excess)
     complete = wanted & ~crowded & (narrowed.low >= window[:, 0]) & (narrowed.high <= window[:, 1])
-    # Above the window there are `beyond` scores more than among the candidates.
-    beyond = jnp.where(complete, above[:, 1], 0)
-    inner = Bracket(
-        narrowed.low,
-        narrowed.high,
-        jnp.where(complete, narrowed.above_low - beyond, 0),
-        jnp.where(complete, narrowed.above_high - beyond, 0),
-    )
+    closed_already = narrowed._replace(over=jnp.zeros_like(narrowed.over))
     candidates = [
         partition.of_keys(keys, parts) for parts, lift in zip(problem.parts, found, strict=True) for keys in lift.lifted
     ]
-    among = problem._replace(parts=candidates, keep=jnp.where(complete, keep - beyond, 0))
+    # Of the candidates, as many are to stay as are missing above the window.
+    among = problem._replace(parts=candidates, keep=jnp.where(complete, -excess[:, 1], 0))
+    inner = _where(complete, narrowed, closed_already)
     closed = _searched(inner, among, _even_marks(inner, among), _even_marks)
-    closed = closed._replace(above_low=closed.above_low + beyond, above_high=closed.above_high + beyond)
     return _where(wanted, _where(complete, closed, narrowed), bracket)
 
 
@@ -151,39 +183,35 @@ def _searched(
     """The closed bracket, by counting at marks, at first at these; and by lifting out, in turn, if so asked."""
 
     def narrow(state: tuple[Bracket, Marks]) -> tuple[Bracket, Marks]:
-        # The barrier keeps XLA from computing the keys before the loop, which would write them all to memory.
-        state, arrays = lax.optimization_barrier((state, [parts.arrays for parts in problem.parts]))
-        barred = [replace(parts, arrays=own) for parts, own in zip(problem.parts, arrays, strict=True)]
-        own = problem._replace(parts=barred)
+        state, own = looked_at_after(state, problem)
         bracket = _counted(*state, own)
         bracket = _lifted(bracket, own) if lift else bracket
         return bracket, marks_of(bracket, own)
 
-    return lax.while_loop(lambda state: jnp.any(_is_open(state[0], problem.keep)), narrow, (bracket, marks))[0]
+    return lax.while_loop(lambda state: jnp.any(_is_open(state[0])), narrow, (bracket, marks))[0]
 
 
 def _counted(bracket: Bracket, marks: Marks, problem: Problem) -> Bracket:
     """The bracket after one pass that only counts, over the groups that are open."""
-    is_open, groups = _is_open(bracket, problem.keep), problem.keep.shape[0]
+    is_open = _is_open(bracket)
     found = [parts.visit(counting.count, is_open, marks.keys, marks.floor) for parts in problem.parts]
-    above = partition.by_group(problem.parts, [count.above for count in found], groups, jax.ops.segment_sum)
-    least = partition.by_group(problem.parts, [count.least for count in found], groups, jax.ops.segment_min)
-    narrowed = _between(bracket, marks.keys, above, problem.keep)
+    least = partition.by_group(problem.parts, [count.least for count in found], jax.ops.segment_min)
+    narrowed = _between(bracket, marks.keys, _excess(problem, [count.above for count in found]))
     beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
     narrowed = narrowed._replace(low=jnp.where(narrowed.low >= marks.floor, beyond_gap, narrowed.low))
     return _where(is_open, narrowed, bracket)
 
 
-def _between(bracket: Bracket, marks: Keys, above: Keys, keep: Int[Array, " group"]) -> Bracket:
+def _between(bracket: Bracket, marks: Keys, excess: Int[Array, "group mark"]) -> Bracket:
     """The bracket between the two neighbouring marks that hold the threshold."""
     lowest, highest = bracket.low[:, None], bracket.high[:, None]
     inside = (marks > lowest) & (marks < highest)
-    raises, lowers = inside & (above >= keep[:, None]), inside & (above < keep[:, None])
+    raises, lowers = inside & (excess >= 0), inside & (excess < 0)
     return Bracket(
         jnp.max(jnp.where(raises, marks, lowest), axis=1),
         jnp.min(jnp.where(lowers, marks, highest), axis=1),
-        jnp.min(jnp.where(raises, above, bracket.above_low[:, None]), axis=1),
-        jnp.max(jnp.where(lowers, above, bracket.above_high[:, None]), axis=1),
+        jnp.min(jnp.where(raises, excess, bracket.over[:, None]), axis=1),
+        jnp.min(jnp.where(lowers, -excess, bracket.under[:, None]), axis=1),
     )
 
 
@@ -194,7 +222,7 @@ def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
     a gap, then the next few scores.
     """
     ascending, drawn = _sample(problem, start.low.dtype)
-    share = problem.keep.astype(jnp.float32) / jnp.asarray(_totals(problem), jnp.float32)
+    share = wide.floating(problem.keep) / jnp.asarray(_totals(problem), jnp.float32)
     deviation = jnp.sqrt(drawn * share * (1 - share)) + 1
     position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(_OFFSETS)[None, :] * deviation[:, None]
 
@@ -219,7 +247,7 @@ def _number(hits: Bool[Array, "group mark sample"]) -> Int[Array, "group mark"]:
 
 def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"], np.ndarray]:
     """Keys at random places of each group in ascending order, filled up at the end; and how many there are."""
-    groups, rng = problem.keep.shape[0], np.random.default_rng(0)
+    groups, rng = len(_totals(problem)), np.random.default_rng(0)
     each = max(_SAMPLE // groups, _SAMPLE_EACH)
     counts = np.minimum(problem.sizes, each * problem.sizes // _totals(problem)[problem.group] + 1)
     drawn, owner = [jnp.full(1, jnp.iinfo(integer).max, integer)], [np.full(1, groups)]
@@ -240,7 +268,7 @@ def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"],
 
 def _window(bracket: Bracket, problem: Problem) -> Keys:
     """Two marks around where the threshold is expected, or the whole bracket; the same twice if they hold too many."""
-    share, deviation, inside = _expected(bracket, problem)
+    share, deviation, inside = _expected(bracket)
     liftable = jnp.asarray([[counting.liftable(int(size))] for size in _totals(problem)], jnp.float32)
     # Wide, where that is free: scores may not be spread as evenly as interpolation takes them to be.
     reach = jnp.maximum(4 * deviation, 0.35 * liftable / jnp.maximum(inside, 1))
@@ -255,7 +283,7 @@ def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
 
     Interpolation says nothing where scores lie over many powers of two. A few more marks bound the number of passes.
     """
-    share, deviation, inside = _expected(bracket, problem)
+    share, deviation, inside = _expected(bracket)
     near = share + jnp.array([[-2.5, -0.7, 0.7, 2.5]], jnp.float32) * deviation
     shares = jnp.where(inside <= _FEW, jnp.arange(1, 5, dtype=jnp.float32)[None, :] / 5, near)
     above_low = bracket.low[:, None] + 1
@@ -265,14 +293,15 @@ def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
     return Marks(_pinned(keys), bracket.low + 1)
 
 
-def _expected(bracket: Bracket, problem: Problem) -> tuple[Array, Array, Array]:
+def _expected(bracket: Bracket) -> tuple[Array, Array, Array]:
     """How far from the low to the high end linear interpolation puts the threshold; the deviation; scores in between.
 
     Interpolates the values, not the keys, which crowd towards 0: above the zeros of what is pruned already, scores
     spread evenly over many powers of two. The deviation is that of an order statistic of evenly spread values.
     """
-    inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)[:, None]
-    share = (bracket.above_low - problem.keep).astype(jnp.float32)[:, None] / jnp.maximum(inside, 1)
+    over, under = (own.astype(jnp.float32)[:, None] for own in (bracket.over, bracket.under))
+    inside = over + under
+    share = over / jnp.maximum(inside, 1)
     return share, (jnp.sqrt(inside * share * (1 - share)) + 1) / jnp.maximum(inside, 1), inside
 
 

@@ -2,59 +2,82 @@
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Sequence
+from typing import TypeGuard
+
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import counting, partition
-from jaxprune.partition import Parts
+from jaxprune import counting, ordering, wide
+from jaxprune.partition import Parts, Rows, Whole
 from jaxprune.threshold import Problem
+from jaxprune.wide import Wide
 
 
-def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Int[Array, " group"]) -> Int[Array, " leaf"]:
+def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Wide) -> Int[Array, " leaf"]:
     """For each leaf the flat index before which its ties are among the first of its group.
 
-    The ties of each part are counted; only the part in which the count passes `wanted` is looked into.
+    The ties of each row are counted; only the row in which the count passes what stays is looked into.
 
     Args:
       problem: Leaves and their groups, which must ascend together.
       keys: What the ties of each group are equal to.
-      wanted: How many of them stay.
+      wanted: For each group, how many of them stay.
     """
-    finer = partition.finer(problem.parts)
-    leaf, group, start = (np.concatenate([getattr(parts, of) for parts in finer]) for of in ("leaf", "group", "start"))
-    order = np.lexsort((start, leaf))
-    leaf, group, start = leaf[order], group[order], start[order]
-    tied = _tied(finer, keys, wanted)[order]
-    before = jnp.cumsum(tied) - tied
-    left = wanted[group] - (before - before[np.searchsorted(group, group)])
-    # In each group, the first part that does not keep all its ties.
-    end, place = len(order), np.arange(len(order), dtype=np.int32)
-    passing = jax.ops.segment_min(jnp.where(left < tied, place, end), jnp.asarray(group, jnp.int32), len(wanted))
-    at = jnp.minimum(passing, end - 1)
-    part = jnp.where(passing < end, jnp.asarray(order, jnp.int32)[at], -1)
-    index = jnp.asarray(start, jnp.int32)[at] + _inside(finer, part, keys, left[at])
-    numbers = np.arange(len(problem.sizes))
-    first, after = (np.searchsorted(leaf, numbers, side).astype(np.int32) for side in ("left", "right"))
-    passing, index = passing[problem.group], index[problem.group]
-    sizes = jnp.asarray(problem.sizes, jnp.int32)
-    return jnp.where(passing >= after, sizes, jnp.where(passing < first, 0, index))
+    group, own_key = problem.group, keys[problem.group]
+    leaf = np.concatenate([parts.leaves for parts in problem.parts])
+    tied = _stacked([parts.tied(keys, wide.clipped(wanted) > 0) for parts in problem.parts])[np.argsort(leaf)]
+    total = jnp.sum(tied, axis=1, dtype=jnp.int32)
+    before = wide.before(total)
+    left = wide.plus(wide.minus(wanted[group], before), before[np.searchsorted(group, group)])
+    stay = jnp.clip(wide.clipped(left), 0, total)
+    searched = [parts for parts in problem.parts if _is_searched(parts)]
+    in_rows = [parts for parts in problem.parts if not _is_searched(parts)]
+    found = [parts.cut(own_key, stay, (stay > 0) & (stay < total)) for parts in searched]
+    if in_rows:
+        row, left = _passing(tied, stay)
+        found.append(_in_rows(in_rows, row, left, own_key))
+    order = np.argsort(np.concatenate([parts.leaves for parts in [*searched, *in_rows]]))
+    return jnp.where(stay == total, jnp.asarray(problem.sizes, jnp.int32), jnp.concatenate(found)[order])
 
 
-def _tied(parts: list[Parts], keys: Int[Array, " group"], wanted: Int[Array, " group"]) -> Int[Array, " part"]:
-    """How many ties each part holds."""
-    marks = jnp.stack([keys, keys + 1], axis=1)
-    above = [own.visit(counting.count, wanted > 0, marks, keys).above for own in parts]
-    return jnp.concatenate([from_key - beyond for from_key, beyond in (found.T for found in above)])
+def _is_searched(parts: Parts) -> TypeGuard[Whole]:
+    """Whether the parts are a leaf that keeps its shape: it has no rows to look into."""
+    return isinstance(parts, Whole) and counting.keeps_shape(parts.array)
 
 
-def _inside(
-    parts: list[Parts], part: Int[Array, " group"], keys: Int[Array, " group"], wanted: Int[Array, " group"]
-) -> Int[Array, " group"]:
-    """How far into a part of each group the cut lies."""
-    index, first = jnp.zeros_like(wanted), 0
-    for own in parts:
-        index += own.look(counting.first_equal, part - first, keys, wanted)
-        first += len(own.leaf)
-    return index
+def _in_rows(
+    parts: Sequence[Parts], row: Int[Array, " all"], wanted: Int[Array, " all"], keys: Int[Array, " all"]
+) -> Int[Array, " leaf"]:
+    """The index in each leaf of these parts before which, in this row, as many places as wanted have this key."""
+    leaves, width, taken = (
+        np.concatenate([getattr(own, of) for own in parts]).astype(np.int32) for of in ("leaves", "row_widths", "taken")
+    )
+    first = row[leaves] * width
+    start = jnp.minimum(first, taken - width)  # a shorter last row starts early, so as not to end beyond the leaf
+    everywhere = jnp.zeros_like(row).at[leaves].set(start)
+    raw = [[own.row(everywhere) for own in parts if isinstance(own, kind)] for kind in (Whole, Rows)]
+    found = [ordering.keys(_stacked(rows), parts[0].absolute) for rows in raw if rows]
+    place = start[:, None] + np.arange(width.max(), dtype=np.int32)[None]
+    own = (place >= first[:, None]) & (place < (first + width)[:, None])
+    equal = (_stacked(found) == keys[leaves][:, None]) & own
+    return start + _passing(equal.astype(jnp.int32), wanted[leaves])[0]
+
+
+def _passing(
+    counts: Int[Array, "leaf place"], wanted: Int[Array, " leaf"]
+) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
+    """The first place at which the sum of the counts passes what is wanted, and what is left of that before it."""
+    through = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
+    is_before = through <= wanted[:, None]
+    place = jnp.sum(is_before, axis=1, dtype=jnp.int32)
+    return place, wanted - jnp.sum(jnp.where(is_before, counts, 0), axis=1, dtype=jnp.int32)
+
+
+def _stacked(rows: Sequence[Array]) -> Array:
+    """Rows of different lengths, filled up with zeros."""
+    width = max(own.shape[1] for own in rows)
+    zero = jnp.zeros((), rows[0].dtype)
+    return jnp.concatenate([lax.pad(own, zero, [(0, 0, 0), (0, width - own.shape[1], 0)]) for own in rows])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxprune import budgets, patterns, selection, tree
+from jaxprune import budgets, patterns, selection, tree, wide
 from jaxprune.frequency import Spectral
 from jaxprune.transforms import inputs
 from jaxprune.transforms import state as states
@@ -84,7 +84,7 @@ def exchange(
     groups = jax.tree.map(_count_groups, masks, _by_leaf(pattern, masks))
     stay = jax.tree.map(lambda count: budgets.keep_count(count, jnp.asarray(drop, jnp.float32)), groups)
     if not per_leaf:
-        groups, stay = _total(groups), _total(stay)
+        groups, stay = (wide.added(jax.tree.leaves(counts)) for counts in (groups, stay))
     # Dropping from whole N:M groups would leave nothing to choose, so there single weights go.
     kept = selection.select(sizes, stay, pattern=pattern if pattern.sparsity is None else patterns.Unstructured())
     return selection.select(_with_masks(_kept_first, growth, kept), groups, pattern=pattern)
@@ -100,16 +100,12 @@ def _kept_first(score: Any, kept: Any) -> Any:
     return jnp.where(kept, jnp.full_like(score, jnp.inf), jnp.minimum(score, jnp.finfo(score.dtype).max))
 
 
-def _count_groups(mask: Any, pattern: Pattern) -> Int[Array, ""]:
-    return jnp.sum(pattern.pool(mask.astype(jnp.float32)) > 0, dtype=jnp.int32)
+def _count_groups(mask: Any, pattern: Pattern) -> Int[Array, ""] | wide.Wide:
+    return wide.counted(pattern.pool(mask.astype(jnp.float32)) > 0)
 
 
 def _by_leaf(pattern: Pattern, masks: Masks) -> Any:
     return jax.tree.unflatten(jax.tree.structure(masks), patterns.by_leaf(pattern, masks))
-
-
-def _total(counts: Any) -> Int[Array, ""]:
-    return jnp.sum(jnp.stack(jax.tree.leaves(counts)), dtype=jnp.int32)
 
 
 def _start_leaf(path: str, leaf: Any, mask: Any, expected: Any) -> Any:
