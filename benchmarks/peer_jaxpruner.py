@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     for size in options.sizes:
         for kind in ("normal", "few values"):
             figures |= _masks(kind, size, options.repeats)
-    return figures | _steps(max(41, options.repeats), options.clock)
+    return figures | _steps(2 * options.repeats, options.clock)
 
 
 def _updater(every: int = _NEVER, **options: Any) -> Any:
