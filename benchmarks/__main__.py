@@ -7,7 +7,10 @@ import sys
 import benchmarks
 from benchmarks import history
 
-_HELPERS = {"__main__", "timing", "history", "models", "packages", "rows", "smollm", "texts"}
+_HELPERS = {
+    "__main__", "history", "models", "packages", "peer_jaxpruner", "peer_torch_pruning", "rows", "smollm", "texts",
+    "timing",
+}  # fmt: skip
 _FLAGS = {"--compare", "--plot"}
 
 
@@ -24,6 +27,8 @@ def main() -> None:
     for question in questions if name is None else [name]:
         importlib.import_module(f"benchmarks.{question}").main(options)
         rows = history.rows(question)
+        if not rows:
+            continue  # A question may have had nothing to measure.
         if "--compare" in flags:
             print(history.compared(rows))
         if "--plot" in flags:

@@ -17,8 +17,8 @@ def device() -> str:
     return f"{first.platform} ({first.device_kind}), {jax.device_count()} device(s), JAX {jax.__version__}"
 
 
-def append(question: str, figures: dict[str, float]) -> None:
-    """Adds a row: when, which commit, which device, which figures."""
+def append(question: str, figures: dict[str, float], versions: dict[str, str] | None = None) -> None:
+    """Adds a row: when, which commit, which device, which figures; also which versions of what is compared with."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     ).stdout.strip()
@@ -27,6 +27,7 @@ def append(question: str, figures: dict[str, float]) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "device": device(),
+        **({} if versions is None else {"versions": versions}),
         "figures": {name: round(value, 4) for name, value in figures.items()},
     }
     with _HISTORY.open("a") as file:

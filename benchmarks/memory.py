@@ -2,7 +2,7 @@
 
 What the compiled step needs beside its arguments, and what lies in the optimizer state, as multiples of the parameters
 in bytes: Adam alone, with fixed masks, and with gradual pruning that refreshes, with masks as booleans and packed.
-Nothing is run, so any size fits.
+Nothing is run and no parameter is made, so any size fits.
 """
 
 import argparse
@@ -25,19 +25,37 @@ def loss(params: Any, x: jax.Array) -> jax.Array:
     return jnp.mean(x)
 
 
-def measured(optimizer: optax.GradientTransformation, params: Any, x: Any) -> tuple[float, float]:
-    """Temporary memory and the state's size, as multiples of the parameters."""
+def optimizers(masks: Any) -> dict[str, optax.GradientTransformation]:
+    """Adam alone, under masks, and with masks that are refreshed."""
+    adam, schedule = optax.adam(1e-3), optax.linear_schedule(0.0, 0.9, 1000)
+    return {
+        "plain": adam,
+        "masked": jaxprune.masked(adam, masks),
+        "gradual": jaxprune.gradual(adam, jaxprune.magnitude, schedule, end=1000),
+        "gradual, packed": jaxprune.gradual(adam, jaxprune.magnitude, schedule, end=1000, packed=True),
+    }
+
+
+def measured(name: str, width: int) -> tuple[float, float]:
+    """Working memory of a step and the state's size, as multiples of the parameters."""
+    params = [jax.ShapeDtypeStruct((width,) * 2, jnp.float32)] * _LAYERS
+    masks = [jax.ShapeDtypeStruct((width,) * 2, bool)] * _LAYERS
+    state = jax.eval_shape(lambda params, masks: optimizers(masks)[name].init(params), params, masks)
 
     def step(params: Any, state: Any, x: jax.Array) -> Any:
-        updates, state = optimizer.update(jax.grad(loss)(params, x), state, params)
+        updates, state = optimizers(None)[name].update(jax.grad(loss)(params, x), state, params)
         return optax.apply_updates(params, updates), state
 
-    state = jax.eval_shape(optimizer.init, params)
-    analysis = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, x).compile().memory_analysis()
-    size = nbytes(params)
+    x = jax.ShapeDtypeStruct((16, width), jnp.float32)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, x).compile()
+    return working(compiled) / nbytes(params), nbytes(state) / nbytes(params)
+
+
+def working(compiled: Any) -> int:
+    """Bytes that a compiled function needs beside its arguments."""
+    analysis = compiled.memory_analysis()
     # What a donated argument leaves its place to needs no other.
-    own = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return own / size, nbytes(state) / size
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
 
 def nbytes(tree: Any) -> int:
@@ -46,25 +64,18 @@ def nbytes(tree: Any) -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Prints both for every optimizer."""
+    """Prints both for every optimizer at every width."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
-    parser.add_argument("--width", type=int, default=2048, help=f"of {_LAYERS} square kernels")
+    help_ = f"of {_LAYERS} square kernels; by default 34 M, 134 M and 1 B parameters"
+    parser.add_argument("--widths", type=int, nargs="*", default=[2048, 4096, 11184], help=help_)
     options = parser.parse_args(argv)
-    params = [jax.ShapeDtypeStruct((options.width,) * 2, jnp.float32)] * _LAYERS
-    x = jax.ShapeDtypeStruct((16, options.width), jnp.float32)
-    masks = [jnp.ones((options.width,) * 2, bool)] * _LAYERS
-    adam, schedule = optax.adam(1e-3), optax.linear_schedule(0.0, 0.9, 1000)
-    optimizers = {
-        "plain": adam,
-        "masked": jaxprune.masked(adam, masks),
-        "gradual": jaxprune.gradual(adam, jaxprune.magnitude, schedule, end=1000),
-        "gradual, packed": jaxprune.gradual(adam, jaxprune.magnitude, schedule, end=1000, packed=True),
-    }
-    print(f"{history.device()}; {_LAYERS * options.width**2:,} parameters, as multiples of their bytes\n")
-    print(f"{'step':18}{'working memory':>16}{'state':>8}")
+    print(f"{history.device()}; as multiples of the parameters' bytes\n")
+    print(f"{'parameters':>14}  {'step':18}{'working memory':>16}{'state':>8}")
     figures: dict[str, float] = {}
-    for name, optimizer in optimizers.items():
-        working, state = measured(optimizer, params, x)
-        figures |= {f"{name}, working memory": working, f"{name}, state": state}
-        print(f"{name:18}{working:16.3f}{state:8.3f}", flush=True)
+    for width in options.widths:
+        size = _LAYERS * width**2
+        for name in optimizers(None):
+            working_memory, state = measured(name, width)
+            figures |= {f"{size:,}, {name}, working memory": working_memory, f"{size:,}, {name}, state": state}
+            print(f"{size:14,}  {name:18}{working_memory:16.3f}{state:8.3f}", flush=True)
     history.append("memory", figures)

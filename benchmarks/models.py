@@ -1,4 +1,4 @@
-"""Large models for `benchmarks.shrink`, as a user would write them in Flax."""
+"""Large models, as a user would write them in Flax."""
 
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ class ResNet50(nn.Module):
             for block in range(blocks):
                 strides = (2, 2) if stage and not block else (1, 1)
                 y = nn.relu(norm()(conv(width, (1, 1))(x)))
-                y = nn.relu(norm()(conv(width, (3, 3), strides)(y)))
+                y = nn.relu(norm()(conv(width, (3, 3), strides, padding=1)(y)))
                 y = norm()(conv(4 * width, (1, 1))(y))
                 if not block:
                     x = norm()(conv(4 * width, (1, 1), strides)(x))
@@ -88,6 +88,20 @@ class MLP(nn.Module):
         for _ in range(self.layers):
             x = nn.relu(nn.Dense(self.width)(x))
         return nn.Dense(10, name="head")(x)
+
+
+def random(shapes: Any) -> Any:
+    """Parameters of these shapes, with which a deep model's activations stay in range."""
+    generator = np.random.default_rng(0)
+
+    def leaf(path: Any, shape: Any) -> Any:
+        values = 0.05 * generator.standard_normal(shape.shape, np.float32)
+        # Variances and scales near one keep activations in range.
+        if jax.tree_util.keystr(path, simple=True).endswith(("var", "scale")):
+            values = 1 + np.abs(values)
+        return jax.device_put(values)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def decoder_shapes(layers: int, width: int, heads: int, groups: int, head_width: int, hidden: int, vocabulary: int):

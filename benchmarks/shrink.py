@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune
-from benchmarks import history, timing
+from benchmarks import history, models, timing
 from benchmarks.models import MLP, ResNet50, ViT, decoder, decoder_shapes
 
 _WIDTH, _BATCH = 4096, 256
@@ -67,7 +67,7 @@ def vit(repeats: int) -> dict[str, float]:
 def _model(large: Any, native: Any, repeats: int) -> dict[str, float]:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 224, 224, 3)), jnp.float32)
     shapes = jax.eval_shape(large.init, jax.random.key(0), x)
-    params = _random(shapes)
+    params = models.random(shapes)
     start = time.perf_counter()
     coupling = jaxprune.couple(large.apply, params, x)
     coupled = time.perf_counter()
@@ -104,7 +104,7 @@ def mlp(repeats: int) -> dict[str, float]:
     """Hidden layers only: the FLOP ratio is the ideal."""
     large = MLP(_WIDTH)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((_BATCH, _WIDTH)), jnp.float32)
-    params = _random(jax.eval_shape(large.init, jax.random.key(0), x))
+    params = models.random(jax.eval_shape(large.init, jax.random.key(0), x))
     coupling = jaxprune.couple(large.apply, params, x)
     masks = jaxprune.slim(params, 0.5, coupling=coupling)
     small, small_params, _ = jaxprune.shrink(large.apply, params, masks, coupling)
@@ -118,19 +118,6 @@ def mlp(repeats: int) -> dict[str, float]:
     ideal = _flops(calls["dense"]) / _flops(calls["small"])
     speedup = timing.ratio(times, "dense", "small")
     return {"FLOPs, dense / shrunk": ideal, "latency, dense / shrunk": speedup, "share of the ideal": speedup / ideal}
-
-
-def _random(shapes: Any) -> Any:
-    generator = np.random.default_rng(0)
-
-    def leaf(path: Any, shape: Any) -> Any:
-        values = 0.05 * generator.standard_normal(shape.shape, np.float32)
-        # Variances and scales near one keep activations in range.
-        if jax.tree_util.keystr(path, simple=True).endswith(("var", "scale")):
-            values = 1 + np.abs(values)
-        return jax.device_put(values)
-
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def _size(params: Any) -> int:
