@@ -30,8 +30,13 @@ def is_spread(array: Any) -> bool:
 
 def flat_index(shape: tuple[int, ...]) -> Int[Array, "..."]:
     """The place of each entry in row-major order, int32."""
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    places = [stride * lax.broadcasted_iota(jnp.int32, shape, axis) for axis, stride in enumerate(strides)]
+    return index_along(shape, tuple(range(len(shape))))
+
+
+def index_along(shape: tuple[int, ...], axes: tuple[int, ...]) -> Int[Array, "..."]:
+    """The place of each entry along a line that runs along these axes, the last of them fastest; int32."""
+    strides = [math.prod(shape[axis] for axis in axes[number + 1 :]) for number in range(len(axes))]
+    places = [stride * lax.broadcasted_iota(jnp.int32, shape, axis) for axis, stride in zip(axes, strides, strict=True)]
     return sum(places, jnp.zeros(shape, jnp.int32))
 
 
