@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
-from jaxprune import tree, wide
+from jaxprune import meshes, tree, wide
 from jaxprune.frequency import Spectral
 from jaxprune.typing import Mask, Masks, Params
 from jaxprune.wide import Wide
@@ -24,12 +24,13 @@ class Packed:
     """A boolean mask at one bit per entry.
 
     Attributes:
-      bits: Eight entries to the byte, first entry in the highest bit. Along the last axis where its size is a
-        multiple of eight, so that leading axes keep their layout and sharding; else over the flattened mask.
+      bits: uint8, eight entries to the byte, first entry in the highest bit. Along the axis whose size has the most
+        factors of two, the last of several, so that devices between which it is split hold whole bytes; the other axes
+        keep their layout and sharding. Over the flattened mask where eight divides no axis.
       shape: The shape of the mask.
     """
 
-    bits: UInt8[Array, "..."]
+    bits: Any
     shape: tuple[int, ...]
 
     @property
@@ -70,7 +71,7 @@ def apply_leaf(path: str, leaf: Any, mask: Any) -> Any:
         return leaf
     if isinstance(mask, Spectral):
         return mask.project(leaf)
-    return jnp.where(checked(path, leaf, mask), leaf, jnp.zeros_like(leaf))
+    return jnp.where(meshes.like(checked(path, leaf, mask), leaf), leaf, jnp.zeros_like(leaf))
 
 
 def checked(path: str, leaf: Any, mask: Any) -> Mask:
@@ -179,7 +180,11 @@ def _pack(mask: Any) -> Any:
         return mask
     if isinstance(mask, Spectral):
         return dataclasses.replace(mask, keep=_pack(mask.keep))
-    return Packed(jnp.packbits(mask, axis=_packed_axis(mask.shape)), mask.shape)
+    axis = _packed_axis(mask.shape)
+    if axis is None:
+        return Packed(jnp.packbits(meshes.whole(mask, *range(mask.ndim))), mask.shape)
+    groups = meshes.grouped(mask, axis, 8)
+    return Packed(jnp.squeeze(jnp.packbits(groups, axis=axis + 1), axis + 1), mask.shape)
 
 
 def _unpack(packed: Any) -> Any:
@@ -194,7 +199,8 @@ def _unpack(packed: Any) -> Any:
 
 
 def _packed_axis(shape: tuple[int, ...]) -> int | None:
-    return -1 if shape and shape[-1] % 8 == 0 else None
+    multiples = [axis for axis, size in enumerate(shape) if size and size % 8 == 0]
+    return max(multiples, key=lambda axis: (shape[axis] & -shape[axis], axis), default=None)
 
 
 def _combine(operation: Callable[..., Any], with_dense: Callable[[Any], Any], first: Masks, second: Masks) -> Masks:

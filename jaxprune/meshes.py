@@ -30,8 +30,13 @@ def is_spread(array: Any) -> bool:
 
 def flat_index(shape: tuple[int, ...]) -> Int[Array, "..."]:
     """The place of each entry in row-major order, int32."""
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    places = [stride * lax.broadcasted_iota(jnp.int32, shape, axis) for axis, stride in enumerate(strides)]
+    return index_along(shape, tuple(range(len(shape))))
+
+
+def index_along(shape: tuple[int, ...], axes: tuple[int, ...]) -> Int[Array, "..."]:
+    """The place of each entry along a line that runs along these axes, the last of them fastest; int32."""
+    strides = [math.prod(shape[axis] for axis in axes[number + 1 :]) for number in range(len(axes))]
+    places = [stride * lax.broadcasted_iota(jnp.int32, shape, axis) for axis, stride in zip(axes, strides, strict=True)]
     return sum(places, jnp.zeros(shape, jnp.int32))
 
 
@@ -62,29 +67,46 @@ def grouped(array: Any, axis: int, size: int) -> Any:
 
 
 def like(array: Any, other: Any) -> Any:
-    """The array, on an explicit mesh split as `other` is, along the axes in which they have the same size."""
-    sharding = jax.typeof(other).sharding
-    spec = [
-        names if ours == theirs else None
-        for names, ours, theirs in zip(sharding.spec, array.shape, other.shape, strict=True)
-    ]
-    return _moved(array, sharding.mesh, spec)
+    """The array, lying where `other` does and split as it is, along the axes in which they have the same size.
+
+    While a function is traced, the partitioner decides that, unless the mesh is explicit.
+
+    Args:
+      array: Of as many axes as `other`, or of fewer, which are then its last.
+      other: An array, traced or not.
+    """
+    lying = _beside(array.shape, other)
+    if isinstance(array, Tracer) or isinstance(other, Tracer):
+        return _moved(array, lying.mesh, list(lying.spec))
+    return array if lying.mesh.empty else jax.device_put(array, lying)
 
 
 def ones(shape: tuple[int, ...], leaf: Any) -> Bool[Array, "..."]:
-    """A mask that keeps everything and lies where its leaf does, split along the axes that it shares with it."""
-    sharding = getattr(leaf, "sharding", None)
-    if isinstance(leaf, Tracer) or not isinstance(sharding, NamedSharding):
+    """A mask that keeps everything and lies where its leaf does; see `like`."""
+    lying = _beside(shape, leaf)
+    if isinstance(leaf, Tracer) or lying.mesh.empty:
         return like(jnp.ones(shape, jnp.bool_), leaf)
-    names = (*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec)))
-    spec = [name if ours == theirs else None for name, ours, theirs in zip(names, shape, leaf.shape, strict=True)]
-    return jnp.ones(shape, jnp.bool_, device=NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+    return jnp.ones(shape, jnp.bool_, device=lying)
 
 
 def gathered(array: Any) -> NamedSharding | None:
     """The `out_sharding` of a product that sums over `array`: on an explicit mesh every device gets all of it."""
     mesh = jax.typeof(array).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if _is_explicit(mesh) else None
+
+
+def _beside(shape: tuple[int, ...], leaf: Any) -> NamedSharding:
+    """How an array of this shape lies that lies as a leaf does; on an empty mesh, if that is on none."""
+    sharding = getattr(leaf, "sharding", None)
+    if isinstance(leaf, Tracer) or not isinstance(sharding, NamedSharding):
+        sharding = jax.typeof(leaf).sharding
+    sizes = jnp.shape(leaf)
+    names = (*sharding.spec, *(None,) * (len(sizes) - len(sharding.spec)))
+    last = slice(len(sizes) - len(shape), None)
+    spec = [
+        name if ours == theirs else None for name, ours, theirs in zip(names[last], shape, sizes[last], strict=True)
+    ]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def _is_explicit(mesh: Any) -> bool:

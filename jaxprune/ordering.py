@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxprune import meshes
+
 _INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
@@ -68,33 +70,48 @@ def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[in
     Returns:
       `True` = among the highest.
     """
+    if meshes.is_spread(scores):
+        return _highest(keys(scores), meshes.like(keep, scores), axes)
     order = (*axes, *(a for a in range(scores.ndim) if a not in axes))
-    length = math.prod(scores.shape[a] for a in axes)
     turned = scores.transpose(order)
-    chosen = _highest(keys(turned.reshape(length, -1)), keep.transpose(order).reshape(1, -1))
+    lines = turned.reshape(math.prod(scores.shape[a] for a in axes), -1)
+    chosen = _highest(keys(lines), keep.transpose(order).reshape(1, -1), (0,))
     return chosen.reshape(turned.shape).transpose([order.index(a) for a in range(scores.ndim)])
 
 
-def _highest(keys: Int[Array, "place line"], keep: Int[Array, "1 line"]) -> Bool[Array, "place line"]:
-    def count(chosen: Bool[Array, "place line"]) -> Int[Array, "1 line"]:
-        return jnp.sum(chosen, axis=0, dtype=jnp.int32)[None]
+def _highest(keys: Int[Array, "..."], keep: Int[Array, "..."], axes: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Only reduces, in the shape of `keys`: where these are spread over devices, a count for each line travels."""
 
-    low, reached = bisected(lambda middle: count(keys >= middle), keep, keys.shape[0], keys.dtype)
-    ties = keys == low
-    early = jnp.cumsum(ties, axis=0, dtype=jnp.int32) <= keep - count(keys > low)
-    return jnp.where(reached == keep, keys >= low, (keys > low) | (ties & early))
+    def count(chosen: Bool[Array, "..."]) -> Int[Array, "..."]:
+        return meshes.like(jnp.sum(chosen, axis=axes, keepdims=True, dtype=jnp.int32), keys)
+
+    def ties(low: Int[Array, "..."], last: Int[Array, "..."]) -> Bool[Array, "..."]:
+        return (keys == low) & (-meshes.index_along(keys.shape, axes) >= last)
+
+    length, limits = math.prod(keys.shape[a] for a in axes), jnp.iinfo(keys.dtype)
+    ends = jnp.array(limits.min, keys.dtype), jnp.array(limits.max, keys.dtype)
+    low, reached = _bisected(lambda middle: count(keys >= middle), keep, length, *ends)
+    # Places count down from 0, so that the first ties are the highest. A line without surplus wants all of them.
+    wanted = jnp.where(reached == keep, length, keep - count(keys > low))
+    last, _ = _bisected(lambda place: count(ties(low, place)), wanted, length, jnp.int32(-length), jnp.int32(1))
+    return (keys > low) | ties(low, last)
 
 
-def bisected(
-    count: Callable[[Int[Array, "1 line"]], Int[Array, "1 line"]], keep: Int[Array, "1 line"], length: int, dtype: Any
-) -> tuple[Int[Array, "1 line"], Int[Array, "1 line"]]:
+def _bisected(
+    count: Callable[[Int[Array, "..."]], Int[Array, "..."]],
+    keep: Int[Array, "..."],
+    length: int,
+    lowest: Int[Array, ""],
+    highest: Int[Array, ""],
+) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
     """For each line, a key with exactly `keep` keys at or above it; or the highest with more, where keys are equal.
 
     Args:
       count: How many keys of each line lie at or above the keys given.
       keep: From 0 to `length`.
       length: How many keys a line has.
-      dtype: Of the keys.
+      lowest: A key that all of them reach.
+      highest: One that none of them does.
 
     Returns:
       The key, and how many lie at or above it.
@@ -111,10 +128,9 @@ def bisected(
         low, high, reached = state
         return jnp.any((reached != keep) & (low + 1 < high))
 
-    limits = jnp.iinfo(dtype)
     start = (
-        jnp.full_like(keep, limits.min, dtype=dtype),
-        jnp.full_like(keep, limits.max, dtype=dtype),
+        jnp.full_like(keep, lowest, dtype=lowest.dtype),
+        jnp.full_like(keep, highest, dtype=highest.dtype),
         jnp.full_like(keep, length),
     )
     low, _, reached = lax.while_loop(unfinished, halve, start)

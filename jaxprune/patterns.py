@@ -172,8 +172,7 @@ class Along:
         lines = [1 if a in axes else n for a, n in enumerate(scores.shape)]
         each, more = keep // max(math.prod(lines), 1), keep % max(math.prod(lines), 1)
         index = lax.iota(jnp.int32, math.prod(lines)).reshape(lines)
-        gathered = meshes.whole(scores, *range(scores.ndim))
-        return meshes.like(ordering.highest(gathered, each + (index < more).astype(jnp.int32), axes), scores)
+        return meshes.like(ordering.highest(scores, each + (index < more).astype(jnp.int32), axes), scores)
 
 
 _UNROLLED = 16  # up to here XLA fuses the comparisons into one pass

@@ -68,21 +68,5 @@ def highest(scores: Float[Array, "in out"], keep: Int[Array, ""], by_output: boo
 
     By bisection in one small loop: `selection.select` takes fewer passes, but compiles for seconds.
     """
-    keys = ordering.keys(scores)
     groups = scores.shape[1] if by_output else 1
-
-    def count(chosen: Bool[Array, "in out"]) -> Int[Array, "1 group"]:
-        return jnp.sum(chosen, axis=0 if by_output else None, dtype=jnp.int32).reshape(1, groups)
-
-    keep_each = jnp.full((1, groups), keep)
-    low, reached = ordering.bisected(lambda middle: count(keys >= middle), keep_each, scores.size // groups, keys.dtype)
-    ties = keys == low
-    missing = keep_each - count(keys > low)
-    order = jnp.cumsum(ties, axis=0, dtype=jnp.int32) if by_output else _running(ties)
-    return jnp.where(reached == keep_each, keys >= low, (keys > low) | (ties & (order <= missing)))
-
-
-def _running(chosen: Bool[Array, "in out"]) -> Int[Array, "in out"]:
-    """How many are chosen up to each place, row by row."""
-    through = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
-    return through + (jnp.cumsum(through[:, -1]) - through[:, -1])[:, None]
+    return ordering.highest(scores, jnp.full((1, groups), keep), (0,) if by_output else (0, 1))

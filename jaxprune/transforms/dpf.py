@@ -98,7 +98,9 @@ def dpf(
         dense = optax.apply_updates(state.dense, new)
         masks = lax.cond(
             times.include(state.step),
-            lambda: inputs.call(strategy, dense, updates, inputs.at(sparsity, state.step - begin)),
+            lambda: states.beside(
+                inputs.call(strategy, dense, updates, inputs.at(sparsity, state.step - begin)), params
+            ),
             lambda: state.masks,
         )
         new_updates = towards(masking.apply(dense, masks), params)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune import masks as masking
-from jaxprune import tree
+from jaxprune import meshes, tree
 from jaxprune.frequency import Spectral
 from jaxprune.transforms import state as states
 from jaxprune.typing import Masks, Params
@@ -51,9 +51,7 @@ def keep_masked(masks: Masks) -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: Params) -> KeepMaskedState:
-        visible = states.restrict(masks, params)
-        states.check(params, visible)
-        return KeepMaskedState(visible)
+        return KeepMaskedState(states.fitting(params, masks))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
@@ -91,9 +89,7 @@ def masked(optimizer: optax.GradientTransformation, masks: Masks) -> optax.Gradi
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: Params) -> MaskedState:
-        visible = states.restrict(masks, params)
-        states.check(params, visible)
-        return MaskedState(visible, optimizer.init(params))
+        return MaskedState(states.fitting(params, masks), optimizer.init(params))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
@@ -125,4 +121,4 @@ def _constrain_leaf(path: str, update: Any, param: Any, mask: Any) -> Any:
     update, param = update.astype(dtype), param.astype(dtype)
     if isinstance(mask, Spectral):
         return mask.project(param + update) - param
-    return jnp.where(masking.checked(path, param, mask), update, -param)
+    return jnp.where(meshes.like(masking.checked(path, param, mask), param), update, -param)

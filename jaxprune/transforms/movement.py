@@ -94,7 +94,7 @@ def movement(
 
     def init_fn(params: Params) -> MovementState:
         chosen = tree.choose(where, params)
-        scores = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), chosen)
+        scores = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), chosen)
         shapes = jax.eval_shape(lambda s: strategy(s, inputs.at(sparsity, jnp.int32(0))), scores)
         masks = states.dense(shapes, params)
         dense = jax.tree.map(jnp.copy, params)
@@ -114,7 +114,7 @@ def movement(
         dense = optax.apply_updates(state.dense, new)
         masks = lax.cond(
             times.include(state.step),
-            lambda: strategy(scores, inputs.at(sparsity, state.step - begin)),
+            lambda: states.beside(strategy(scores, inputs.at(sparsity, state.step - begin)), params),
             lambda: state.masks,
         )
         new_updates = towards(masking.apply(dense, masks), params)

@@ -103,7 +103,7 @@ def refreshed(
         before = masking.unpack(state.masks)
         resting = lax.cond(
             times.include(state.step),
-            lambda: at_rest(refresh(state.step, params, updates, before)),
+            lambda: at_rest(states.beside(refresh(state.step, params, updates, before), params)),
             lambda: state.masks,
         )
         visible = masking.unpack(resting)

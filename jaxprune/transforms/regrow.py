@@ -43,11 +43,10 @@ def regrowing(
         drop = optax.cosine_decay_schedule(0.3, max(1, times.end - times.begin))
 
     def start(params: Params) -> Masks:
-        visible = states.restrict(masks, params)
-        states.check(params, visible)
+        visible = states.fitting(params, masks)
         chosen = _with_masks(lambda leaf, mask: leaf, params, visible)
         shapes = jax.eval_shape(lambda s: selection.select(s, 0, pattern=pattern), chosen)
-        return tree.map_with_path(_start_leaf, params, visible, shapes)
+        return states.beside(tree.map_with_path(_start_leaf, params, visible, shapes), params)
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
         fraction = inputs.at(drop, step - times.begin)

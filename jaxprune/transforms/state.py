@@ -53,10 +53,26 @@ def restrict(masks: Masks, params: Params) -> Masks:
     return jax.tree.map(lambda p, m: p if _is_placeholder(p) else m, params, masks, is_leaf=_is_placeholder)
 
 
-def check(params: Params, masks: Masks) -> None:
-    """Raises a `ValueError` or `TypeError` that names the path unless the masks fit the parameters."""
-    for path, leaf, mask in tree.flatten(params, masks, names=("masks",))[0]:
+def fitting(params: Params, masks: Masks) -> Masks:
+    """The masks of the leaves that a transform sees, each where its parameter lies.
+
+    Raises:
+      ValueError: They do not fit the parameters; the message names the path.
+      TypeError: One is neither boolean nor `Spectral`; the message names the path.
+    """
+    visible = restrict(masks, params)
+    for path, leaf, mask in tree.flatten(params, visible, names=("masks",))[0]:
         jax.eval_shape(lambda w, m, p=path: masking.apply_leaf(p, w, m), leaf, mask)
+    return beside(visible, params)
+
+
+def beside(masks: Masks, params: Params) -> Masks:
+    """The masks, each of which lies where its parameter does and is split as that is, as far as it has its axes."""
+
+    def leaf(param: Any, mask: Any) -> Any:
+        return mask if mask is None or isinstance(mask, Spectral) else meshes.like(mask, param)
+
+    return jax.tree.map(leaf, params, masks)
 
 
 def zero_pruned(state: Any, params: Params, masks: Masks) -> Any:

@@ -91,10 +91,22 @@ def model(tree, x):
     return x @ tree["rows"] @ tree["columns"] + tree["bias"]
 
 
+def both_ways(tree, x):
+    return model(tree, x), x[:, :32] @ tree["both"]
+
+
+def measured(prune, statistic="norm"):
+    """A strategy that looks at what was measured on one device."""
+    x = np.random.default_rng(1).integers(-3, 4, (16, 64)).astype(np.float32)
+    statistics = jaxprune.calibrate(both_ways, whole(), [x], statistic=statistic)
+    return lambda tree, *sparsity: prune(tree, statistics, *sparsity)
+
+
 COMMON = {
     "uniform": functools.partial(jaxprune.magnitude, sparsity=0.7),
     "n:m": functools.partial(jaxprune.magnitude, pattern=patterns.NM(1, 4)),
     "blocks": functools.partial(jaxprune.magnitude, sparsity=0.5, pattern=patterns.Block((4, 4))),
+    "along": functools.partial(jaxprune.magnitude, sparsity=0.7, pattern=patterns.Along()),
 }
 OTHERS = {
     "global": functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.global_),
@@ -107,6 +119,23 @@ OTHERS = {
     "taylor": lambda tree: jaxprune.taylor(tree, like(tree), 0.7),
     "snip": lambda tree: jaxprune.snip(tree, like(tree), 0.7),
     "grasp": lambda tree: jaxprune.grasp(loss, tree, 0.7),
+    "from_scores": lambda tree: jaxprune.from_scores({**tree, "bias": None}, 0.7),
+    "global, normalized": functools.partial(
+        jaxprune.magnitude, sparsity=0.7, budget=functools.partial(budgets.global_, normalize=True)
+    ),
+    "by_path": functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.by_path({"rows": 0.3})),
+    "owl": functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.owl),
+    "along outputs": functools.partial(jaxprune.magnitude, sparsity=0.7, pattern=patterns.Along(-1)),
+    "along both": functools.partial(
+        jaxprune.magnitude, sparsity=0.7, pattern=patterns.Along({**dict.fromkeys(SHAPES, (1, 0)), "bias": None})
+    ),
+    "n:m, shared": functools.partial(jaxprune.magnitude, pattern=patterns.NM(2, 4, group=4)),
+}
+MEASURED = {
+    "wanda": lambda tree, statistics: jaxprune.wanda(tree, statistics, 0.7),
+    "wanda, owl": lambda tree, statistics: jaxprune.wanda(tree, statistics, 0.7, budget=budgets.owl),
+    "wanda, n:m": lambda tree, statistics: jaxprune.wanda(tree, statistics, pattern=patterns.NM(2, 4)),
+    "ria": lambda tree, statistics: jaxprune.ria(tree, statistics, 0.7),
 }
 
 
@@ -119,6 +148,46 @@ def test_a_strategy_on_a_mesh_selects_as_on_one_device_and_moves_counts_only(nam
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_strategies_do_so_too(name, mesh):
     check(OTHERS[name], mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURED)
+def test_strategies_that_look_at_statistics_do_so_too(name, mesh):
+    check(measured(MEASURED[name]), mesh)
+
+
+@pytest.mark.slow
+def test_variances_lie_where_they_were_measured_and_nothing_travels(mesh):
+    prune = measured(lambda tree, statistics: jaxprune.variance(tree, statistics, 0.5), "variance")
+    check(prune, mesh, counts_only=False)
+    assert not collectives(jax.jit(prune).lower(spread(whole(), mesh)).compile())
+
+
+@pytest.mark.slow
+def test_balanced_blocks_are_ranked_and_so_gathered_a_score_for_each_block(mesh):
+    prune = functools.partial(jaxprune.magnitude, sparsity=0.5, pattern=patterns.Block((4, 4), balanced=True))
+    check(prune, mesh, counts_only=False)
+    moved = collectives(jax.jit(prune).lower(spread(whole(), mesh)).compile())
+    assert max(moved) == max(math.prod(shape) for shape in SHAPES.values()) // 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [(0,), (2,), (0, 1), (2, 0), (0, 1, 2)])
+def test_ties_along_a_line_go_to_its_first_whatever_is_split(axes, mesh):
+    scores = np.random.default_rng(1).integers(0, 4, (8, 6, 32)).astype(np.float32)
+    scores[0] = np.nan
+    placed = jax.device_put(scores, NamedSharding(mesh, P("data", None, "model")))
+    select = jax.jit(functools.partial(jaxprune.select, pattern=patterns.Along(axes)))
+    keys, order = np.nan_to_num(scores, nan=-1.0), (*axes, *(a for a in range(3) if a not in axes))
+    lines = keys.transpose(order).reshape(math.prod(scores.shape[a] for a in axes), -1)
+    for keep in (0, 500, 777, scores.size):
+        each = [keep // lines.shape[1] + (line < keep % lines.shape[1]) for line in range(lines.shape[1])]
+        ranks = np.argsort(np.argsort(-lines, axis=0, kind="stable"), axis=0)
+        turned = (ranks < np.array(each)).reshape([scores.shape[a] for a in order])
+        mask = select(placed, jnp.int32(keep))
+        assert np.array_equal(mask, turned.transpose(np.argsort(order)))
+        assert mask.sharding.is_equivalent_to(placed.sharding, 3)
+    assert max(collectives(select.lower(placed, jnp.int32(500)).compile()), default=0) <= lines.shape[1]
 
 
 @pytest.mark.slow
@@ -202,25 +271,119 @@ def test_an_extreme_count_or_score(mesh):
         assert np.array_equal(select(placed, jnp.int32(keep)), expected)
 
 
-@pytest.mark.slow
-def test_training_on_a_mesh_is_training_on_one_device(mesh):
-    schedule = optax.polynomial_schedule(0.0, 0.8, power=3, transition_steps=4)
-    for optimizer in (
-        jaxprune.gradual(optax.adam(0.1), jaxprune.magnitude, schedule, end=4, every=2),
-        jaxprune.gradual(optax.sgd(1.0), jaxprune.WithGradients(jaxprune.taylor), 0.5, end=1),
-        optax.chain(optax.adam(0.1), jaxprune.keep_masked(jaxprune.magnitude(whole(), 0.5))),
-        jaxprune.masked(optax.sgd(1.0), jaxprune.magnitude(whole(), 0.5)),
-    ):
-        step = jax.jit(functools.partial(one_step, optimizer))
-        alone, together = {name: jnp.asarray(leaf) for name, leaf in whole().items()}, spread(whole(), mesh)
-        states = [optimizer.init(alone), optimizer.init(together)]
-        for _ in range(6):
-            alone, states[0] = step(alone, states[0])
-            together, states[1] = step(together, states[1])
+SCHEDULE = optax.polynomial_schedule(0.0, 0.8, power=3, transition_steps=4)
+TRAINED = {
+    "gradual": lambda _: jaxprune.gradual(optax.adam(0.1), jaxprune.magnitude, SCHEDULE, end=4, every=2),
+    "gradual, packed": lambda _: jaxprune.gradual(
+        optax.adam(0.1), jaxprune.magnitude, SCHEDULE, end=4, every=2, packed=True
+    ),
+    "gradual, gradients": lambda _: jaxprune.gradual(
+        optax.sgd(1.0), jaxprune.WithGradients(jaxprune.taylor), 0.5, end=1
+    ),
+    "gradual, wanda": lambda _: jaxprune.gradual(optax.sgd(0.5), measured(jaxprune.wanda), 0.5, end=4, every=2),
+    "keep_masked": lambda masks: optax.chain(optax.adam(0.1), jaxprune.keep_masked(masks)),
+    "masked": lambda masks: jaxprune.masked(optax.sgd(1.0), masks),
+    "rigl": lambda masks: jaxprune.rigl(optax.adam(0.1), masks, end=4, every=2),
+    "rigl, jointly": lambda masks: jaxprune.rigl(optax.adam(0.1), masks, end=4, every=2, per_leaf=False),
+    "sparse_evolution": lambda masks: jaxprune.sparse_evolution(
+        optax.adam(0.1), masks, jax.random.key(0), end=4, every=2
+    ),
+    "acdc": lambda _: jaxprune.acdc(optax.sgd(0.5), jaxprune.magnitude, 0.5, end=4, every=2),
+    "dpf": lambda _: jaxprune.dpf(optax.sgd(0.5), jaxprune.magnitude, 0.5, end=4, every=2, decay=0.5),
+    "movement": lambda _: jaxprune.movement(optax.sgd(0.5), jaxprune.from_scores, 0.5, end=4, every=2),
+    "soft_threshold": lambda _: jaxprune.soft_threshold(optax.sgd(0.5), 4.0, end=3),
+}
+
+
+def lie_as(tree, mesh):
+    """Whether every array with the shape of a kernel, at whatever depth of a state, is split as that is."""
+    specs = {shape: SPECS[name] for name, shape in SHAPES.items()}
+    large = [leaf for leaf in jax.tree.leaves(tree) if leaf.shape in specs]
+    return bool(large) and all(
+        leaf.sharding.is_equivalent_to(NamedSharding(mesh, specs[leaf.shape]), leaf.ndim) for leaf in large
+    )
+
+
+QUICK = {"masked", "soft_threshold"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAINED]
+)
+def test_training_on_a_mesh_is_training_on_one_device(name, mesh):
+    """Masks that were made on one device are put where their parameters lie."""
+    optimizer = TRAINED[name](jaxprune.magnitude(whole(), 0.5))
+    step = jax.jit(functools.partial(one_step, optimizer))
+    alone, together = {name: jnp.asarray(leaf) for name, leaf in whole().items()}, spread(whole(), mesh)
+    states = [optimizer.init(alone), optimizer.init(together)]
+    assert lie_as(jaxprune.masks_of(states[1]), mesh)
+    assert lie_as(states[1], mesh)
+    compiled = step.lower(together, states[1]).compile()
+    assert max(collectives(compiled), default=0) <= 64
+    for _ in range(6):
+        alone, states[0] = step(alone, states[0])
+        together, states[1] = compiled(together, states[1])
         for name in SHAPES:
             assert np.array_equal(jaxprune.masks_of(states[0])[name], jaxprune.masks_of(states[1])[name])
-            assert together[name].sharding.is_equivalent_to(NamedSharding(mesh, SPECS[name]), together[name].ndim)
-        assert jaxprune.sparsity(together) > 0.4
+            assert np.array_equal(alone[name], together[name])
+        assert lie_as((together, jaxprune.masks_of(states[1]), states[1]), mesh)
+    assert jaxprune.sparsity(together) > 0.4
+
+
+@pytest.mark.slow
+def test_group_lasso_on_a_mesh_rounds_its_sums_in_another_order(mesh):
+    optimizer = jaxprune.group_lasso(optax.sgd(0.5), 4.0, end=3)
+    step = jax.jit(functools.partial(one_step, optimizer))
+    alone, together = {name: jnp.asarray(leaf) for name, leaf in whole().items()}, spread(whole(), mesh)
+    states = [optimizer.init(alone), optimizer.init(together)]
+    for _ in range(5):
+        alone, states[0] = step(alone, states[0])
+        together, states[1] = step(together, states[1])
+    for name in SHAPES:
+        assert np.array_equal(states[0].masks[name], states[1].masks[name])
+        np.testing.assert_allclose(alone[name], together[name], rtol=1e-5, atol=1e-5)
+    assert max(collectives(step.lower(together, states[1]).compile())) <= 64
+
+
+@pytest.mark.slow
+def test_straight_through_and_rewind(mesh):
+    alone, together = {name: jnp.asarray(leaf) for name, leaf in whole().items()}, spread(whole(), mesh)
+    masks = jaxprune.magnitude(alone, 0.5)
+    for function in (
+        lambda tree, masks: jax.grad(lambda tree: loss(jaxprune.straight_through(tree, masks)))(tree),
+        lambda tree, masks: jaxprune.rewind(tree, like(tree), masks),
+    ):
+        expected = function(alone, masks)
+        compiled = jax.jit(function).lower(together, jaxprune.magnitude(together, 0.5)).compile()
+        got = compiled(together, jaxprune.magnitude(together, 0.5))
+        assert all(np.array_equal(got[name], expected[name]) for name in SHAPES)
+        assert lie_as(got, mesh)
+        assert not collectives(compiled)
+    assert lie_as(jaxprune.apply(together, masks), mesh)
+
+
+LAYOUTS = {(64, 30): P("data", None), (32, 24): P("data", "model"), (3, 3, 64, 10): P(None, None, "data", None)}
+
+
+@pytest.mark.slow
+def test_packed_masks_lie_as_their_parameters_where_devices_hold_whole_bytes(mesh):
+    """Not where eight divides no axis, as in (20, 30); such a mask is gathered."""
+    rng = np.random.default_rng(0)
+    for shape, spec in {**LAYOUTS, (20, 30): P("data", "model")}.items():
+        kernel = rng.standard_normal(shape).astype(np.float32)
+        optimizer = TRAINED["gradual, packed"](None)
+        step = jax.jit(functools.partial(one_step, optimizer))
+        alone, together = jnp.asarray(kernel), jax.device_put(kernel, NamedSharding(mesh, spec))
+        states = [optimizer.init(alone), optimizer.init(together)]
+        compiled = step.lower(together, states[1]).compile()
+        alone, states[0] = step(alone, states[0])
+        together, states[1] = compiled(together, states[1])
+        assert np.array_equal(alone, together)
+        assert np.array_equal(*(state.masks.bits for state in states))
+        if shape in LAYOUTS:
+            bits = states[1].masks.bits
+            assert bits.sharding.is_equivalent_to(NamedSharding(mesh, spec), bits.ndim)
+            assert max(collectives(compiled)) <= 64
 
 
 def one_step(optimizer, params, state):

@@ -1,41 +1,70 @@
-"""One of two processes that prune together; prints a digest of its masks. `test_meshes.py` starts both.
+"""One of two processes that prune and train together; prints a digest of what it holds. `test_meshes.py` starts both.
 
 Usage: two_processes.py ADDRESS NUMBER
 """
 
+import functools
 import hashlib
 import sys
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune
+from jaxprune import budgets
+
+SPECS = {"rows": P("data", None), "columns": P(None, "data")}
+OPTIMIZER = jaxprune.gradual(optax.sgd(0.5), jaxprune.magnitude, optax.linear_schedule(0.3, 0.7, 2), end=2)
 
 
 def main(address: str, number: int) -> None:
-    """Prunes a tree that is spread over both processes, and prints what every process holds of the masks."""
+    """Works on a tree that is spread over both processes, compares with one device, prints what every process holds."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     assert jax.process_count() == 2
     rng = np.random.default_rng(0)
-    kernels = {"rows": rng.integers(-40, 40, (32, 24)), "columns": rng.integers(-40, 40, (16, 32))}
-    specs = {"rows": P("data", None), "columns": P(None, "data")}
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    shapes = {"rows": (32, 24), "columns": (16, 32)}
+    kernels = {name: rng.integers(-40, 40, shape).astype(np.float32) for name, shape in shapes.items()}
+    jointly = functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.global_)
+    tasks = [jax.jit(jointly), trained]
+    digest = hashlib.sha256()
+    alone = [task(kernels) for task in tasks]
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(kind,))
+        spread = {name: placed(kernel, NamedSharding(mesh, SPECS[name])) for name, kernel in kernels.items()}
+        for task, expected in zip(tasks, alone, strict=True):
+            result = task(spread)
+            assert all(not leaf.is_fully_addressable for leaf in jax.tree.leaves(result))
+            together = multihost_utils.process_allgather(result, tiled=True)
+            pairs = zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True)
+            assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+            for leaf in jax.tree.leaves(together):
+                digest.update(np.asarray(leaf).tobytes())
+    print(digest.hexdigest())
 
-    def placed(name: str) -> jax.Array:
-        kernel = kernels[name].astype(np.float32)
-        return jax.make_array_from_callback(kernel.shape, NamedSharding(mesh, specs[name]), kernel.__getitem__)
 
-    prune = jax.jit(lambda tree: jaxprune.magnitude(tree, 0.7))
-    masks = prune({name: placed(name) for name in kernels})
-    assert all(not mask.is_fully_addressable for mask in masks.values())
-    together = multihost_utils.process_allgather(masks, tiled=True)
-    alone = prune({name: kernel.astype(np.float32) for name, kernel in kernels.items()})
-    assert all(np.array_equal(together[name], alone[name]) for name in kernels)
-    print(hashlib.sha256(b"".join(np.asarray(together[name]).tobytes() for name in kernels)).hexdigest())
+def placed(kernel: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array of both processes, each of which makes its own part."""
+    return jax.make_array_from_callback(kernel.shape, sharding, kernel.__getitem__)
+
+
+def trained(params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Parameters and masks after three steps, masks by the uniform budget."""
+    state = OPTIMIZER.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    return params, jaxprune.masks_of(state)
+
+
+@jax.jit
+def step(params: dict[str, jax.Array], state: jaxprune.RefreshedState) -> tuple[dict[str, jax.Array], object]:
+    """The gradient pulls every weight towards -2."""
+    updates, state = OPTIMIZER.update(jax.tree.map(lambda leaf: leaf * 0.5 + 1, params), state, params)
+    return optax.apply_updates(params, updates), state
 
 
 if __name__ == "__main__":
