@@ -56,7 +56,7 @@ def keep_count(groups: Count, sparsity: Sparsity) -> Count | Wide:
     if isinstance(groups, int) and groups >= 2**31:
         # `millions * density` and `odd` tell, as `groups` does, which way a half goes.
         odd = millions % 2 * (density % 2)
-        return wide.plus(wide.product(millions, density), wide.of(_share(rest, density, odd)))
+        return wide.plus(wide.product(groups // _MILLION, density), wide.of(_share(rest, density, odd)))
     return millions * density + _share(rest, density, millions * density % 2)
 
 

@@ -115,7 +115,7 @@ def count(path: str, leaf: Any, mask: Any) -> Int[Array, ""] | Wide | int:
     if leaf.size >= 2**31:
         return wide.counted(jnp.broadcast_to(mask, leaf.shape))
     repeats = leaf.size // mask.size if mask.size else 0
-    return wide.counted(mask) * repeats
+    return jnp.sum(mask, dtype=jnp.int32) * repeats
 
 
 def pack(masks: Masks) -> Masks:

@@ -160,13 +160,15 @@ def _select(
         pieces = [piece if meshes.is_spread(piece) else piece.reshape(-1) for piece in pieces]
         filled, group = np.unique(owner, return_inverse=True)
         sizes = np.array([piece.size for piece in pieces])
-        group, counts = (np.zeros(len(owner), np.int64), keep) if jointly else (group, keep[filled])
+        group, counts = (
+            (np.zeros(len(owner), np.int64), keep) if jointly else (group, jax.tree.map(lambda own: own[filled], keep))
+        )
         problem = Problem(partition.of(pieces, group, absolute), sizes, group, counts, dtype)
         ends = _ends(problem)
         for parts in problem.parts:
             found |= dict(zip(parts.leaves.tolist(), parts.masks(*ends), strict=True))
     return tuple(
-        _joined(score, own, [found[piece] for piece in np.flatnonzero(owner == i)])
+        _joined(score, own, [found[piece] for piece in np.flatnonzero(owner == i).tolist()])
         for i, (score, own) in enumerate(zip(scores, slabs, strict=True))
     )
 

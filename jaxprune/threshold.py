@@ -115,7 +115,7 @@ def _totals(problem: Problem) -> Numbers:
 def _excess(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Int[Array, "group mark"]:
     """How many more scores than are to stay were found in all parts of each group; clipped as those of `Bracket`."""
     if isinstance(problem.keep, Wide):
-        return wide.clipped(wide.minus(_summed(problem, found), problem.keep[:, None]))
+        return wide.clipped(wide.minus(_summed(problem, found), problem.keep.at(np.s_[:, None])))
     return partition.by_group(problem.parts, found, jax.ops.segment_sum) - problem.keep[:, None]
 
 
@@ -136,7 +136,7 @@ def missing(problem: Problem, bracket: Bracket) -> Wide:
     everywhere = jnp.ones(len(bracket.high), bool)
     marks = jnp.stack([bracket.low, bracket.high], axis=1)  # a single one would be written to memory for each score
     found = [parts.visit(counting.count, everywhere, marks, bracket.high).above for parts in problem.parts]
-    return wide.minus(problem.keep, _summed(problem, found)[:, 1])
+    return wide.minus(problem.keep, _summed(problem, found).at(np.s_[:, 1]))
 
 
 def _summed(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Wide:

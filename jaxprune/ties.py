@@ -31,7 +31,7 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Wide) -> Int[Arra
     tied = _stacked([parts.tied(keys, wide.clipped(wanted) > 0) for parts in problem.parts])[np.argsort(leaf)]
     total = jnp.sum(tied, axis=1, dtype=jnp.int32)
     before = wide.before(total)
-    left = wide.plus(wide.minus(wanted[group], before), before[np.searchsorted(group, group)])
+    left = wide.plus(wide.minus(wanted.at(group), before), before.at(np.searchsorted(group, group)))
     stay = jnp.clip(wide.clipped(left), 0, total)
     searched = [parts for parts in problem.parts if _is_searched(parts)]
     in_rows = [parts for parts in problem.parts if not _is_searched(parts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ class Wide(NamedTuple):
     high: Int[Array, "..."]
     low: Int[Array, "..."]
 
-    def __getitem__(self, index: object) -> Wide:
+    def at(self, index: Any) -> Wide:
         """The numbers at these places."""
         return Wide(self.high[index], self.low[index])
 
