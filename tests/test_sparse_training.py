@@ -135,6 +135,7 @@ def test_the_fraction_follows_its_schedule():
         ("rigl", patterns.Unstructured(), True),
         ("rigl", patterns.Unstructured(), False),
         ("rigl", patterns.NM(1, 4), True),
+        ("rigl", patterns.Along(), True),
         ("rigl", patterns.Block((2, 2)), True),
         ("rigl", patterns.Channel(-1), True),
         ("sparse_evolution", patterns.Unstructured(), True),

@@ -45,7 +45,7 @@ def regrowing(
     def start(params: Params) -> Masks:
         visible = states.fitting(params, masks)
         chosen = _with_masks(lambda leaf, mask: leaf, params, visible)
-        shapes = jax.eval_shape(lambda s: selection.select(s, 0, pattern=pattern), chosen)
+        shapes = jax.eval_shape(lambda s: selection.select(s, jax.tree.map(lambda _: 0, s), pattern=pattern), chosen)
         return states.beside(tree.map_with_path(_start_leaf, params, visible, shapes), params)
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
