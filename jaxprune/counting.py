@@ -60,7 +60,7 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
       floor: A key.
       absolute: Whether scores rank by absolute value.
     """
-    if keeps_shape(piece):
+    if meshes.is_spread(piece):
         return Count(*spread.count(piece, marks, floor, absolute))
     counts = [_count_rows(rows, marks, floor, absolute) for rows in _rows(piece, _COUNTED)]
     return Count(
@@ -117,7 +117,7 @@ def _lift_rows(rows: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
 
 
 def tied(piece: Any, key: Int[Array, ""], absolute: bool, width: int) -> Int[Array, " row"]:
-    """How many keys are equal to this one, in each row of the flat array; in one, if the array keeps its shape.
+    """How many keys are equal to this one, in each row of the flat array; in one, if the array is spread.
 
     Args:
       piece: Scores, or keys.
@@ -126,7 +126,7 @@ def tied(piece: Any, key: Int[Array, ""], absolute: bool, width: int) -> Int[Arr
       width: Of a row; the last may be shorter.
     """
     marks = jnp.stack([key, key + 1])
-    if keeps_shape(piece):
+    if meshes.is_spread(piece):
         return -jnp.diff(count(piece, marks, key, absolute).above)
     flat = piece.reshape(-1)
     whole = flat.size // width * width
@@ -138,16 +138,6 @@ def tied(piece: Any, key: Int[Array, ""], absolute: bool, width: int) -> Int[Arr
 def tied_width(size: int) -> int:
     """The length of the rows in which the ties of a large array are counted."""
     return -(-size // _TIED)
-
-
-def first_equal(piece: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
-    """Where to cut the flat scores so that `wanted` scores with this key lie before it; there must be more of them."""
-    return spread.first_equal(piece, key, wanted, absolute)
-
-
-def keeps_shape(piece: Any) -> bool:
-    """Whether an array is only counted in, and in its own shape: a flat one would travel between devices."""
-    return meshes.is_spread(piece)
 
 
 def _rows(piece: Any, length: int) -> list[Any]:

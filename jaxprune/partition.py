@@ -109,7 +109,7 @@ class Whole(Parts):
         return jax.tree.map(lambda x: x[None], _if(here, self._told(visitor), self.array, *own))
 
     def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
-        """See `Parts`. A leaf that keeps its shape is one row."""
+        """See `Parts`. A leaf that is spread over devices is one row."""
         return self.visit(functools.partial(counting.tied, width=int(self.row_widths[0])), wanted, keys)
 
     @property
@@ -170,7 +170,7 @@ class Rows(Parts):
         found = self.visit(functools.partial(counting.tied, width=width), wanted, keys)[:, 0]
         first, after = self._rows_of(self.leaves)
         row = first[:, None] + np.arange((after - first).max())
-        return jnp.append(found, 0)[np.where(row < after[:, None], row, len(self.leaf))]
+        return jnp.pad(found, (0, 1))[np.where(row < after[:, None], row, len(self.leaf))]
 
     @property
     def row_widths(self) -> Numbers:

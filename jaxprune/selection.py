@@ -21,6 +21,8 @@ from jaxprune.threshold import Problem
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
 from jaxprune.wide import Wide
 
+_SLAB = 2**31 - 1  # scores in a leaf that is looked at as one
+
 
 def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured(), absolute: bool = False) -> Masks:
     """Keeps the highest scores, exactly as many as asked.
@@ -142,9 +144,6 @@ def _checked_count(name: str, count: Any, size: int) -> Int[Array, ""] | Wide:
     return wide.of(int(count)) if size >= 2**31 else jnp.int32(count)
 
 
-_SLAB = 2**31 - 1  # scores in a leaf that is looked at as one
-
-
 @functools.partial(jax.jit, static_argnames=("jointly", "absolute"))
 def _select(
     scores: tuple[Score, ...], keep: Int[Array, " group"] | Wide, *, jointly: bool, absolute: bool = False
@@ -160,10 +159,11 @@ def _select(
         pieces = [piece if meshes.is_spread(piece) else piece.reshape(-1) for piece in pieces]
         filled, group = np.unique(owner, return_inverse=True)
         sizes = np.array([piece.size for piece in pieces])
-        group, counts = (
-            (np.zeros(len(owner), np.int64), keep) if jointly else (group, jax.tree.map(lambda own: own[filled], keep))
-        )
-        problem = Problem(partition.of(pieces, group, absolute), sizes, group, counts, dtype)
+        if jointly:
+            group = np.zeros(len(owner), np.int64)
+        else:
+            keep = jax.tree.map(lambda own: own[filled], keep)
+        problem = Problem(partition.of(pieces, group, absolute), sizes, group, keep, dtype)
         ends = _ends(problem)
         for parts in problem.parts:
             found |= dict(zip(parts.leaves.tolist(), parts.masks(*ends), strict=True))

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune import counting, ordering, partition, tree, wide
+from jaxprune import counting, meshes, ordering, partition, tree, wide
 from jaxprune.partition import Numbers, Parts
 from jaxprune.wide import Wide
 
@@ -90,7 +90,7 @@ def find(problem: Problem) -> Bracket:
       keys equal to the lower one are ties.
     """
     start = _everything(problem)
-    if any(counting.keeps_shape(parts.array) for parts in problem.parts):
+    if any(meshes.is_spread(parts.array) for parts in problem.parts):
         # What is sampled or lifted out would travel between devices.
         return _searched(start, problem, _spaced_marks(start, problem), _spaced_marks)
     marks = _sampled_marks(problem, start)
@@ -115,7 +115,7 @@ def _totals(problem: Problem) -> Numbers:
 def _excess(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Int[Array, "group mark"]:
     """How many more scores than are to stay were found in all parts of each group; clipped as those of `Bracket`."""
     if isinstance(problem.keep, Wide):
-        return wide.clipped(wide.minus(_summed(problem, found), problem.keep.at(np.s_[:, None])))
+        return wide.clipped(wide.minus(_summed(problem, found), problem.keep.indexed(np.s_[:, None])))
     return partition.by_group(problem.parts, found, jax.ops.segment_sum) - problem.keep[:, None]
 
 
@@ -136,7 +136,7 @@ def missing(problem: Problem, bracket: Bracket) -> Wide:
     everywhere = jnp.ones(len(bracket.high), bool)
     marks = jnp.stack([bracket.low, bracket.high], axis=1)  # a single one would be written to memory for each score
     found = [parts.visit(counting.count, everywhere, marks, bracket.high).above for parts in problem.parts]
-    return wide.minus(problem.keep, _summed(problem, found).at(np.s_[:, 1]))
+    return wide.minus(problem.keep, _summed(problem, found).indexed(np.s_[:, 1]))
 
 
 def _summed(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Wide:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import counting, ordering, wide
+from jaxprune import meshes, ordering, wide
 from jaxprune.partition import Parts, Rows, Whole
 from jaxprune.threshold import Problem
 from jaxprune.wide import Wide
@@ -31,7 +31,7 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Wide) -> Int[Arra
     tied = _stacked([parts.tied(keys, wide.clipped(wanted) > 0) for parts in problem.parts])[np.argsort(leaf)]
     total = jnp.sum(tied, axis=1, dtype=jnp.int32)
     before = wide.before(total)
-    left = wide.plus(wide.minus(wanted.at(group), before), before.at(np.searchsorted(group, group)))
+    left = wide.plus(wide.minus(wanted.indexed(group), before), before.indexed(np.searchsorted(group, group)))
     stay = jnp.clip(wide.clipped(left), 0, total)
     searched = [parts for parts in problem.parts if _is_searched(parts)]
     in_rows = [parts for parts in problem.parts if not _is_searched(parts)]
@@ -44,8 +44,8 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Wide) -> Int[Arra
 
 
 def _is_searched(parts: Parts) -> TypeGuard[Whole]:
-    """Whether the parts are a leaf that keeps its shape: it has no rows to look into."""
-    return isinstance(parts, Whole) and counting.keeps_shape(parts.array)
+    """Whether the parts are a leaf that is spread over devices: it has no rows to look into."""
+    return isinstance(parts, Whole) and meshes.is_spread(parts.array)
 
 
 def _in_rows(
@@ -60,8 +60,8 @@ def _in_rows(
     everywhere = jnp.zeros_like(row).at[leaves].set(start)
     raw = [[own.row(everywhere) for own in parts if isinstance(own, kind)] for kind in (Whole, Rows)]
     found = [ordering.keys(_stacked(rows), parts[0].absolute) for rows in raw if rows]
-    place = start[:, None] + np.arange(width.max(), dtype=np.int32)[None]
-    own = (place >= first[:, None]) & (place < (first + width)[:, None])
+    place = (start - first)[:, None] + np.arange(width.max(), dtype=np.int32)[None]
+    own = (place >= 0) & (place < width[:, None])
     equal = (_stacked(found) == keys[leaves][:, None]) & own
     return start + _passing(equal.astype(jnp.int32), wanted[leaves])[0]
 

@@ -28,7 +28,7 @@ class Wide(NamedTuple):
     high: Int[Array, "..."]
     low: Int[Array, "..."]
 
-    def at(self, index: Any) -> Wide:
+    def indexed(self, index: Any) -> Wide:
         """The numbers at these places."""
         return Wide(self.high[index], self.low[index])
 

@@ -162,3 +162,13 @@ def test_selection_among_more_scores_than_32_bits_count():
         assert left == 0
         assert float(jaxprune.sparsity(scores, masks)) == pytest.approx(sparsity, abs=1e-6)
         del masks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", [5, 2**21 + 7])
+def test_ties_in_the_last_rows_of_a_leaf_as_large_as_32_bits_count(left_out):
+    size = 2**31 - 1
+    mask = jax.jit(lambda: jaxprune.select(jnp.zeros(size, jnp.bfloat16), size - left_out))()
+    assert int(jax.jit(lambda mask: jnp.sum(mask.astype(jnp.int32), dtype=jnp.int32))(mask)) == size - left_out
+    tail = np.asarray(mask[-left_out - 3 :])
+    assert tail.tolist() == [True] * 3 + [False] * left_out
