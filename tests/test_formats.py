@@ -1,6 +1,7 @@
 """Stored kernels multiply as the masked ones do, and `deploy` returns the same function."""
 
 import functools
+import inspect
 import math
 import types
 
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 import jaxprune
 from jaxprune import formats, patterns
-from jaxprune.formats import candidates, race, timing
+from jaxprune.formats import blocks, candidates, race, timing
 from jaxprune.formats.products import products
 from jaxprune.jaxpr.trace import trace
 
@@ -42,6 +44,53 @@ def test_every_form_multiplies_as_the_masked_kernel(batch):
     for form in stored(kernel, mask):
         np.testing.assert_array_equal(form.dense(), np.where(mask, kernel, 0), err_msg=str(form))
         np.testing.assert_allclose(jax.jit(lambda f, x: f.matmul(x))(form, x), expected, atol=1e-4, err_msg=str(form))
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+@pytest.mark.parametrize("batch", [1, 5, 130])
+def test_the_kernel_for_each_device_multiplies_alike(device, batch):
+    kernel, mask = kernel_and_mask()
+    form = formats.Strips.of(kernel, mask, block=(8, 4))
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((batch, 64)), jnp.float32)
+    found = blocks.strip_products(x, form.index, form.values, form.rows, device=device, interpret=True)
+    np.testing.assert_allclose(found, np.asarray(x, np.float64) @ np.where(mask, kernel, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("device", "block"), [("gpu", 16), ("gpu", 64), ("gpu", 128), ("tpu", 128)])
+def test_the_kernel_compiles_for_devices_that_are_not_here(device, block, dtype):
+    """To Triton's and to Mosaic's code; what these make of it, only the device can tell."""
+    assert blocks.fits((block, block), device)
+    platform, target = {"gpu": ("cuda", "__gpu$xla.gpu.triton"), "tpu": ("tpu", "tpu_custom_call")}[device]
+    product = jax.jit(functools.partial(blocks.strip_products, rows=block, device=device, interpret=False))
+    allowed = jax.export.DisabledSafetyCheck.custom_call(target)
+    known = {"device_kind": "NVIDIA H100 80GB HBM3", "num_cores": 132, "platform": "gpu"}
+    some_gpu = AbstractDevice(**{name: known[name] for name in inspect.signature(AbstractDevice).parameters})
+    for batch in (1, 300):
+        shapes = ((batch, 1024), dtype), ((1024 // block, 3), jnp.int32), ((1024 // block, block, 3 * block), dtype)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=some_gpu)):
+            export = jax.export.export(product, platforms=[platform], disabled_checks=[allowed])
+            assert target in export(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).mlir_module()
+
+
+def test_blocks_that_a_device_cannot_take_are_told_apart():
+    assert [size for size in (8, 16, 24, 32, 128, 256) if blocks.fits((size, size), "gpu")] == [16, 32, 128, 256]
+    assert [size for size in (16, 64, 128, 192, 256) if blocks.fits((size, size), "tpu")] == [128, 256]
+    assert not blocks.fits((1, 128), "gpu")
+
+
+def test_a_form_that_does_not_run_here_is_out_of_the_race(monkeypatch):
+    def too_large(self, x):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: shared memory")
+
+    monkeypatch.setattr(formats.Rows, "matmul", too_large)
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.standard_normal((64, 64)), jnp.float32)}
+    masks = {"kernel": jnp.asarray(rng.random((64, 64)) < 0.1)}
+    _, stored_params, choices = jaxprune.deploy(lambda p, x: x @ p["kernel"], params, masks, jnp.ones((4, 64)))
+    assert not isinstance(stored_params["kernel"], formats.Rows)
+    assert len(choices.leaves) == 1
 
 
 def test_a_form_takes_less_room_and_another_dtype():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-_BATCH = 128  # samples per program
+Device: TypeAlias = Literal["gpu", "tpu"]
+
+_SAMPLES = 128  # per program, at most
+_TILE = {"gpu": (16, 16), "tpu": (8, 128)}  # samples per program and columns, at least
 
 
 def strip_products(
@@ -21,6 +24,7 @@ def strip_products(
     values: Float[Array, "strip column weight"],
     rows: int,
     *,
+    device: Device | None = None,
     interpret: bool | None = None,
 ) -> Float[Array, "batch out"]:
     """`x @ kernel` for a kernel stored in strips.
@@ -29,34 +33,59 @@ def strip_products(
       x: Samples.
       index: Which blocks of inputs a strip reads.
       values: Their weights, block after block.
-      rows: Inputs of a block. On a TPU they and the columns should be multiples of 128, on a GPU powers of two from 16.
+      rows: Inputs of a block; see `fits` for what a device takes.
+      device: What to compile for; `None` is the one at hand, a GPU where that is a CPU.
       interpret: Run it as ordinary operations; `None` does so on a CPU.
     """
-    (strips, _), columns = index.shape, values.shape[1]
-    samples = min(_BATCH, pl.next_power_of_2(x.shape[0]))
+    here = jax.default_backend()
+    device = device or ("tpu" if here == "tpu" else "gpu")
+    (strips, kept), columns = index.shape, values.shape[1]
+    samples = min(_SAMPLES, max(_TILE[device][0], pl.next_power_of_2(x.shape[0])))
     padded = jnp.pad(x, ((0, -x.shape[0] % samples), (0, 0)))
-    # The index comes first: a TPU keeps it in scalar memory, a GPU reads it like any array.
-    grid = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=1,
-        grid=(strips, padded.shape[0] // samples),
-        in_specs=[
-            pl.BlockSpec((samples, x.shape[1]), lambda strip, batch, _: (batch, 0)),
-            pl.BlockSpec((1, *values.shape[1:]), lambda strip, batch, _: (strip, 0, 0)),
-        ],
-        out_specs=pl.BlockSpec((samples, columns), lambda strip, batch, _: (batch, strip)),
-    )
+    grid = strips, padded.shape[0] // samples
+    x_spec = pl.BlockSpec((samples, x.shape[1]), lambda strip, batch, *_: (batch, 0))
+    values_spec = pl.BlockSpec((1, *values.shape[1:]), lambda strip, batch, *_: (strip, 0, 0))
+    out_spec = pl.BlockSpec((samples, columns), lambda strip, batch, *_: (batch, strip))
+    if device == "tpu":
+        # Addresses have to lie in scalar memory there, all of them before the first program starts.
+        specs: dict[str, Any] = {
+            "grid_spec": pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1, grid=grid, in_specs=[x_spec, values_spec], out_specs=out_spec
+            )
+        }
+    else:
+        # Here, since JAX will not have it for ever.
+        from jax.experimental.pallas import triton
+
+        index_spec = pl.BlockSpec((1, kept), lambda strip, batch: (strip, 0))
+        specs = {
+            "grid": grid,
+            "in_specs": [index_spec, x_spec, values_spec],
+            "out_specs": out_spec,
+            "compiler_params": triton.CompilerParams(),  # says that it is Triton's to compile
+        }
     out = pl.pallas_call(
-        functools.partial(_strip, rows=rows, kept=index.shape[1]),
-        grid_spec=grid,
+        functools.partial(_strip, rows=rows, kept=kept, all_strips=device == "tpu"),
         out_shape=jax.ShapeDtypeStruct((padded.shape[0], strips * columns), x.dtype),
-        interpret=jax.default_backend() == "cpu" if interpret is None else interpret,
+        interpret=here == "cpu" if interpret is None else interpret,
+        **specs,
     )(index, padded, values)
     return out[: x.shape[0]]
 
 
-def _strip(index: Any, x: Any, values: Any, out: Any, *, rows: int, kept: int) -> None:
+def fits(block: tuple[int, int], device: Device) -> bool:
+    """Whether the kernel can be compiled for blocks of so many inputs and outputs.
+
+    A GPU takes powers of two from 16, a TPU multiples of 128.
+    """
+    if device == "tpu":
+        return all(size % _TILE["tpu"][1] == 0 for size in block)
+    return all(size >= _TILE["gpu"][1] and size & (size - 1) == 0 for size in block)
+
+
+def _strip(index: Any, x: Any, values: Any, out: Any, *, rows: int, kept: int, all_strips: bool) -> None:
     """The product of one strip with some samples, block by block."""
-    strip = pl.program_id(0)
+    strip = pl.program_id(0) if all_strips else 0
 
     def add(i: Any, total: Array) -> Array:
         start = pl.multiple_of(index[strip, i] * rows, rows)

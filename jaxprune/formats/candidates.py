@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune.formats import blocks
 from jaxprune.formats.rows import Rows
 from jaxprune.formats.strips import Method, Strips, block_fill
 
@@ -32,7 +33,8 @@ def candidates(kernel: np.ndarray, mask: np.ndarray, batch: int) -> Iterator[Any
         yield first
         if batch * first.values.size // block[1] <= _GATHERED:
             yield first.by("batched")
-        if jax.default_backend() in ("gpu", "tpu") and min(block) >= 16:
+        device = jax.default_backend()
+        if (device == "gpu" or device == "tpu") and blocks.fits(block, device):
             yield first.by("pallas")
     density = mask.mean()
     if density <= _SCATTERED:

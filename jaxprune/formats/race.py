@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, NewType
 
 import jax
@@ -65,8 +66,9 @@ def _race(forms: list[Any], products: Products) -> tuple[int, Winner]:
     xs = [jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype) for x in products.operands]
     run = jax.jit(_multiply, static_argnames="dtypes")
     calls = [functools.partial(run, form, xs, dtypes=products.dtypes) for form in forms]
-    rough = np.median(timing.seconds(calls, _ROUGH), axis=1)
-    finalists = [0, 1, *(2 + np.argsort(rough[2:])[:_FINALISTS]).tolist()]
+    rivals = [i for i in range(2, len(forms)) if _runs(calls[i])]
+    rough = np.median(timing.seconds([calls[i] for i in rivals], _ROUGH), axis=1) if rivals else np.empty(0)
+    finalists = [0, 1, *(rivals[i] for i in np.argsort(rough)[:_FINALISTS])]
     times = timing.seconds([calls[i] for i in finalists], _FINE)
     medians = 1e3 * np.median(times, axis=1)
     layout = int(np.argmin(medians[:2]))
@@ -79,6 +81,15 @@ def _race(forms: list[Any], products: Products) -> tuple[int, Winner]:
     if timing.sure_speedup(times, of=1, over=0) >= _LAYOUT_MARGIN:
         return 1, Winner(None, dense, dense, why)
     return 0, Winner(None, dense, float(medians[0]), why)
+
+
+def _runs(call: Callable[[], Any]) -> bool:
+    """Whether a form can be used at all: its kernel may need more of some memory than this device has."""
+    try:
+        jax.block_until_ready(call())
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _multiply(form: Any, xs: list[Any], *, dtypes: tuple[Any, ...]) -> list[Any]:
