@@ -125,14 +125,18 @@ def tied(piece: Any, key: Int[Array, ""], absolute: bool, width: int) -> Int[Arr
       absolute: Whether scores rank by absolute value.
       width: Of a row; the last may be shorter.
     """
-    marks = jnp.stack([key, key + 1])
     if meshes.is_spread(piece):
-        return -jnp.diff(count(piece, marks, key, absolute).above)
+        return -jnp.diff(count(piece, jnp.stack([key, key + 1]), key, absolute).above)
     flat = piece.reshape(-1)
     whole = flat.size // width * width
     parts = [part for part in (flat[:whole].reshape(-1, width), flat[whole:][None]) if part.size]
-    counts = [spread.counted(part, marks, key, absolute, (1,))[:2] for part in parts]
-    return jnp.concatenate([from_key - beyond for from_key, beyond in counts])
+    return jnp.concatenate([_tied_rows(ordering.keys(part, absolute), key) for part in parts])
+
+
+def _tied_rows(keys: Int[Array, "row place"], key: Int[Array, ""]) -> Int[Array, " row"]:
+    # A single comparison would be written to memory before it is summed; so the least key is found beside it, and used.
+    number, least = spread.summed(((keys == key).astype(jnp.int32), keys), (1,))
+    return jnp.where(least > key, jnp.zeros_like(number), number)
 
 
 def tied_width(size: int) -> int:

@@ -79,8 +79,8 @@ class Parts:
         """The scores or keys of one row of each leaf, from a place in the leaf on, which is told for all leaves."""
         raise NotImplementedError
 
-    def keys_at(self, leaves: Numbers, places: Numbers) -> Int[Array, "leaf place"]:
-        """The keys at places of each of these leaves, which are given by number."""
+    def at(self, leaves: Numbers, places: Numbers) -> Shaped[Array, "leaf place"]:
+        """The scores or keys at places of each of these leaves, which are given by number."""
         raise NotImplementedError
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
@@ -134,10 +134,10 @@ class Whole(Parts):
         own = self.leaf[0]
         return _if(here[own], self._told(spread.first_equal), self.array, keys[own], wanted[own])[None]
 
-    def keys_at(self, leaves: Numbers, places: Numbers) -> Int[Array, "leaf place"]:
+    def at(self, leaves: Numbers, places: Numbers) -> Shaped[Array, "leaf place"]:
         """See `Parts`."""
         del leaves
-        return ordering.keys(self.array.reshape(-1)[jnp.asarray(places, jnp.int32)], self.absolute)
+        return gathered(self.array, places)
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """See `Parts`."""
@@ -162,7 +162,8 @@ class Rows(Parts):
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """See `Parts`; all rows are visited."""
         del wanted
-        return jax.vmap(self._told(visitor))(self.array, *(arg[self.group] for arg in args))
+        own = (arg.at[self.group.astype(np.uint32)].get(mode="promise_in_bounds") for arg in args)
+        return jax.vmap(self._told(visitor))(self.array, *own)
 
     def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
         """See `Parts`. Leaves with fewer rows than another get empty ones."""
@@ -170,7 +171,7 @@ class Rows(Parts):
         found = self.visit(functools.partial(counting.tied, width=width), wanted, keys)[:, 0]
         first, after = self._rows_of(self.leaves)
         row = first[:, None] + np.arange((after - first).max())
-        return jnp.pad(found, (0, 1))[np.where(row < after[:, None], row, len(self.leaf))]
+        return gathered(jnp.pad(found, (0, 1)), np.where(row < after[:, None], row, len(self.leaf)))
 
     @property
     def row_widths(self) -> Numbers:
@@ -187,10 +188,10 @@ class Rows(Parts):
         first = self._rows_of(self.leaves)[0].astype(np.int32)
         return self.array[first + start[self.leaves] // self.array.shape[1]]
 
-    def keys_at(self, leaves: Numbers, places: Numbers) -> Int[Array, "leaf place"]:
+    def at(self, leaves: Numbers, places: Numbers) -> Shaped[Array, "leaf place"]:
         """See `Parts`."""
         first = self._rows_of(leaves)[0] * self.array.shape[1]
-        return self.array.reshape(-1)[jnp.asarray(first[:, None] + places, jnp.int32)]
+        return gathered(self.array, first[:, None] + places)
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """See `Parts`."""
@@ -257,6 +258,11 @@ def numbers(values: Sequence[Sequence[int] | Numbers], leaves: Sequence[Any]) ->
     always = first > jnp.iinfo(first.dtype).min
     # Unsigned, since whatever indexes by a signed number looks first whether it is negative.
     return lax.cond(always, known, lambda: jax.tree.map(lambda _: jnp.uint32(0), list(map(list, values))))
+
+
+def gathered(array: Any, places: Numbers) -> Any:
+    """What lies at known places of a flat array. A program that checks them takes longer to compile."""
+    return array.reshape(-1).at[places.astype(np.uint32)].get(mode="promise_in_bounds")
 
 
 def by_group(parts: Sequence[Parts], found: Sequence[Any], summary: Callable[..., Any]) -> Any:

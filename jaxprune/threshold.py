@@ -9,6 +9,7 @@ follow again. Some of the marks halve the bracket at the least, whatever the dat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -255,15 +256,18 @@ def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"],
         leaves = np.unique(parts.leaf)
         length = counts[leaves].max()
         places = rng.integers(0, problem.sizes[leaves, None], (len(leaves), length))
-        drawn.append(parts.keys_at(leaves, places).reshape(-1).astype(integer))
+        drawn.append(parts.at(leaves, places).reshape(-1))
         in_use = np.arange(length) < counts[leaves, None]
         owner.append(np.where(in_use, problem.group[leaves, None], groups).reshape(-1))
     owners = np.concatenate(owner)
     place = np.argsort(owners, kind="stable")
     number = np.bincount(owners, minlength=groups + 1)[:groups]
-    table = np.zeros((groups, number.max()), np.int32)  # the first key drawn fills up
+    table = np.zeros((groups, number.max()), np.int64)  # the first key drawn fills up
     table[np.arange(number.max()) < number[:, None]] = place[: number.sum()]
-    return jnp.sort(jnp.concatenate(drawn)[table], axis=1), number.astype(np.float32)
+    # Put together before keys are taken, which is compiled once then.
+    alike = [jnp.concatenate(list(run)) for _, run in itertools.groupby(drawn, key=lambda own: own.dtype)]
+    keys = [ordering.keys(run, problem.parts[0].absolute).astype(integer) for run in alike]
+    return jnp.sort(partition.gathered(jnp.concatenate(keys), table), axis=1), number.astype(np.float32)
 
 
 def _window(bracket: Bracket, problem: Problem) -> Keys:

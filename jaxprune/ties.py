@@ -30,8 +30,10 @@ def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Wide) -> Int[Arra
     leaf = np.concatenate([parts.leaves for parts in problem.parts])
     tied = _stacked([parts.tied(keys, wide.clipped(wanted) > 0) for parts in problem.parts])[np.argsort(leaf)]
     total = jnp.sum(tied, axis=1, dtype=jnp.int32)
-    before = wide.before(total)
-    left = wide.plus(wide.minus(wanted.indexed(group), before), before.indexed(np.searchsorted(group, group)))
+    left = wanted.indexed(group)
+    if len(np.unique(group)) < len(group):
+        before = wide.before(total)
+        left = wide.plus(wide.minus(left, before), before.indexed(np.searchsorted(group, group)))
     stay = jnp.clip(wide.clipped(left), 0, total)
     searched = [parts for parts in problem.parts if _is_searched(parts)]
     in_rows = [parts for parts in problem.parts if not _is_searched(parts)]
