@@ -26,25 +26,28 @@ from jaxprune.wide import Wide
 _MILLION = 10**6
 
 
-def keep_count(groups: Count, sparsity: Sparsity) -> Count | Wide:
+def keep_count(groups: Count | Wide, sparsity: Sparsity) -> Count | Wide:
     """The number to keep out of `groups`: `round(groups * (1 - sparsity))`, half to even, at least 0.
 
     Args:
-      groups: How many there are; may be traced.
+      groups: How many there are; may be traced if they are fewer than 2**31.
       sparsity: In [0, 1]; a Python number, or a scalar array, which may be traced.
 
     Returns:
       An `int`, or an int32 scalar where the sparsity is an array; that of 2**31 groups or more is `Wide`.
 
     Raises:
-      ValueError: A Python sparsity is outside [0, 1].
+      ValueError: A Python sparsity is outside [0, 1], or groups are `Wide`.
 
     Example:
       >>> keep_count(10, 0.75), keep_count(25_000_000, jnp.float32(0.9))
       (2, Array(2500000, dtype=int32))
     """
     if isinstance(groups, Wide):
-        raise ValueError("A share of 2**31 groups or more is taken of a Python number of groups; got a traced one.")
+        raise ValueError(
+            "A share of 2**31 groups or more is taken of a Python number of groups; got one that was counted. Exchange "
+            "weights in leaves of fewer, or leave this one dense."
+        )
     if isinstance(sparsity, float | int):
         if not 0 <= sparsity <= 1:
             raise ValueError(f"`sparsity` is the fraction removed, between 0 and 1; got {sparsity}. For 90 % give 0.9.")

@@ -80,6 +80,12 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
 
 def _along_lines(scores: Scores, keep: Counts, pattern: patterns.Along) -> Masks:
     rows, treedef = tree.flatten(scores, keep, names=("counts",))
+    for path, score, _ in rows:
+        if tree.is_array(score) and score.size >= 2**31:
+            raise ValueError(
+                f"`Along` compares in leaves of fewer than 2**31 scores; '{path}' has {score.size}. Leave it out with "
+                f"`where=`, or use `Unstructured()`."
+            )
     masks = [
         fitting(functools.partial(p.highest, keep=_checked_count(f"'{path}'", count, score.size)), path, score)
         for p, (path, score, count) in zip(patterns.by_leaf(pattern, scores), rows, strict=True)

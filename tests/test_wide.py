@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 import jaxprune
-from jaxprune import budgets, selection, wide
+from jaxprune import budgets, patterns, selection, wide
 
 LARGEST = 2**31 - 1
 ROWS, COLUMNS = 2**15, 22_528
@@ -78,6 +78,19 @@ def test_budgets_count_the_weights_of_large_models(budget):
     prune = functools.partial(jaxprune.magnitude, sparsity=sparsity, budget=budget)
     masks = jax.eval_shape(prune, leaves)
     assert [mask.shape for mask in masks] == [leaf.shape for leaf in leaves]
+
+
+def test_what_cannot_count_in_a_leaf_of_32_bits_says_so():
+    leaf = {"a": {"kernel": jax.ShapeDtypeStruct((2**16, 2**15), jnp.bfloat16)}}
+    along = functools.partial(jaxprune.magnitude, sparsity=0.5, pattern=patterns.Along())
+    with pytest.raises(ValueError, match=r"`Along` compares .* 2\*\*31 scores; 'a/kernel' has 2147483648"):
+        jax.eval_shape(along, leaf)
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31; got one of 2147483648"):
+        jax.eval_shape(functools.partial(jaxprune.magnitude, sparsity=0.5, budget=budgets.erk), leaf)
+    with pytest.raises(ValueError, match=r"2\*\*31 groups or more .* got one that was counted"):
+        budgets.keep_count(wide.of(2**31), 0.5)
+    masks = jax.eval_shape(functools.partial(jaxprune.magnitude, sparsity=0.5), leaf)
+    assert masks["a"]["kernel"].shape == (2**16, 2**15)
 
 
 def test_shares_of_large_leaves_sum_to_the_total():
