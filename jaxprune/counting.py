@@ -18,10 +18,10 @@ from jaxprune import meshes, ordering, spread
 
 Keys: TypeAlias = Int[Array, "..."]
 
-_COUNTED = 512  # how long a row is that is only counted
+ROWS = 2**10  # that a large array is counted in, at most
+_SHORTEST = 2**8  # of these rows
 _LENGTHS = {2**23: 128, 2**15: 64, 0: 16}  # of rows to lift from, by size from which on: there should be many as well
 _FROM_ROW = 3  # are lifted out at most
-_TIED = 2**10  # rows of an array in which ties are counted, at most
 
 
 class Count(NamedTuple):
@@ -30,10 +30,13 @@ class Count(NamedTuple):
     Attributes:
       above: How many keys lie at or above each mark.
       least: The lowest key at or above the floor; the highest integer if there is none.
+      first: How many lie at or above the first mark and below the second, in each row of the flat array; in all of it,
+        if the array is spread.
     """
 
     above: Int[Array, " mark"]
     least: Int[Array, ""]
+    first: Int[Array, " row"]
 
 
 class Lift(NamedTuple):
@@ -55,24 +58,40 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
     """Counts the keys at or above each mark, and finds the least of those at or above the floor.
 
     Args:
-      piece: Scores, or keys.
+      piece: Scores, or keys; spread over devices, or few.
       marks: Keys.
       floor: A key.
       absolute: Whether scores rank by absolute value.
     """
-    if meshes.is_spread(piece):
-        return Count(*spread.count(piece, marks, floor, absolute))
-    counts = [_count_rows(rows, marks, floor, absolute) for rows in _rows(piece, _COUNTED)]
-    return Count(
-        functools.reduce(jnp.add, [own.above for own in counts]),
-        functools.reduce(jnp.minimum, [own.least for own in counts]),
-    )
+    above, least = spread.count(piece, marks, floor, absolute)
+    return Count(above, least, above[:1] - above[1:2])
 
 
-def _count_rows(rows: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool) -> Count:
-    by_row = spread.counted(rows, marks, floor, absolute, (rows.ndim - 1,))
-    *above, least = spread.summed(by_row, tuple(range(rows.ndim - 1)))
-    return Count(jnp.stack(above), least)
+def count_rows(
+    piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool
+) -> tuple[Int[Array, " row"], ...]:
+    """The same numbers in each of `ROWS` rows of a flat array, `added` to which are those of the array.
+
+    The last rows of an array that has no scores for them are empty.
+    """
+    width = row_width(piece.size)
+    whole = piece.size // width * width
+    parts = [part for part in (piece[:whole].reshape(-1, width), piece[whole:][None]) if part.size]
+    found = [spread.counted(rows, marks, floor, absolute, (1,)) for rows in parts]
+    *above, least = (jnp.concatenate(own) for own in zip(*found, strict=True))
+    empty = (0, ROWS - len(least))
+    return (*(jnp.pad(own, empty) for own in above), jnp.pad(least, empty, constant_values=jnp.iinfo(least.dtype).max))
+
+
+def added(by_row: tuple[Int[Array, "part row"], ...]) -> Count:
+    """What was counted in the rows of several arrays, for each of them."""
+    *above, least = spread.summed(by_row, (1,))
+    return Count(jnp.stack(above, axis=1), least, by_row[0] - by_row[1])
+
+
+def row_width(size: int) -> int:
+    """How long the rows are in which an array of this size is counted; the last may be shorter."""
+    return max(-(-size // ROWS), min(size, _SHORTEST))
 
 
 def lift(piece: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
@@ -114,34 +133,6 @@ def _lift_rows(rows: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
     ranked = enumerate((lowest, highest, total - lowest - highest), start=1)
     lifted = [jnp.where(number >= least, keys, bottom).reshape(-1) for least, keys in ranked]
     return Lift(spread.totals(counts), jnp.max(number) > len(lifted), lifted)
-
-
-def tied(piece: Any, key: Int[Array, ""], absolute: bool, width: int) -> Int[Array, " row"]:
-    """How many keys are equal to this one, in each row of the flat array; in one, if the array is spread.
-
-    Args:
-      piece: Scores, or keys.
-      key: What they are equal to.
-      absolute: Whether scores rank by absolute value.
-      width: Of a row; the last may be shorter.
-    """
-    if meshes.is_spread(piece):
-        return -jnp.diff(count(piece, jnp.stack([key, key + 1]), key, absolute).above)
-    flat = piece.reshape(-1)
-    whole = flat.size // width * width
-    parts = [part for part in (flat[:whole].reshape(-1, width), flat[whole:][None]) if part.size]
-    return jnp.concatenate([_tied_rows(ordering.keys(part, absolute), key) for part in parts])
-
-
-def _tied_rows(keys: Int[Array, "row place"], key: Int[Array, ""]) -> Int[Array, " row"]:
-    # A single comparison would be written to memory before it is summed; so the least key is found beside it, and used.
-    number, least = spread.summed(((keys == key).astype(jnp.int32), keys), (1,))
-    return jnp.where(least > key, jnp.zeros_like(number), number)
-
-
-def tied_width(size: int) -> int:
-    """The length of the rows in which the ties of a large array are counted."""
-    return -(-size // _TIED)
 
 
 def _rows(piece: Any, length: int) -> list[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -61,33 +61,21 @@ class Parts:
         """
         raise NotImplementedError
 
-    def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
-        """How many scores in each row of each leaf are equal to the key of its group; see `visit` for `wanted`."""
+    def by_leaf(self, rows: Int[Array, "part row"]) -> Int[Array, "leaf _"]:
+        """What was counted in rows of each part, in rows of each leaf; zeros where a leaf has fewer than another."""
         raise NotImplementedError
 
     @property
     def row_widths(self) -> Numbers:
-        """For each leaf the length of the rows of `tied`; its last row may be shorter."""
-        raise NotImplementedError
-
-    @property
-    def taken(self) -> Numbers:
-        """For each leaf how many places it takes, those that fill it up included."""
-        raise NotImplementedError
-
-    def row(self, start: Int[Array, " all_leaves"]) -> Shaped[Array, "leaf place"]:
-        """The scores or keys of one row of each leaf, from a place in the leaf on, which is told for all leaves."""
-        raise NotImplementedError
-
-    def at(self, leaves: Numbers, places: Numbers) -> Shaped[Array, "leaf place"]:
-        """The scores or keys at places of each of these leaves, which are given by number."""
+        """For each leaf the length of these rows; its last row may be shorter."""
         raise NotImplementedError
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """Which scores of each leaf have a key above the leaf's least, or that one and an index before the cut."""
         raise NotImplementedError
 
-    def _told(self, visitor: Callable[..., Any]) -> Callable[..., Any]:
+    def told(self, visitor: Callable[..., Any]) -> Callable[..., Any]:
+        """The visitor, told whether scores rank by absolute value."""
         return functools.partial(visitor, absolute=self.absolute)
 
 
@@ -106,38 +94,23 @@ class Whole(Parts):
     def visit(self, visitor: Callable[..., Any], wanted: Bool[Array, " group"], *args: Array) -> Any:
         """See `Parts`; if it is not wanted, the leaf is not read."""
         here, *own = (lax.dynamic_index_in_dim(arg, self.own_group, keepdims=False) for arg in (wanted, *args))
-        return jax.tree.map(lambda x: x[None], _if(here, self._told(visitor), self.array, *own))
+        return jax.tree.map(lambda x: x[None], _if(here, self.told(visitor), self.array, *own))
 
-    def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
+    def by_leaf(self, rows: Int[Array, "part row"]) -> Int[Array, "leaf _"]:
         """See `Parts`. A leaf that is spread over devices is one row."""
-        return self.visit(functools.partial(counting.tied, width=int(self.row_widths[0])), wanted, keys)
+        return rows
 
     @property
     def row_widths(self) -> Numbers:
         """See `Parts`."""
-        return np.array([counting.tied_width(self.array.size)])
-
-    @property
-    def taken(self) -> Numbers:
-        """See `Parts`."""
-        return np.array([self.array.size])
-
-    def row(self, start: Int[Array, " all_leaves"]) -> Shaped[Array, "leaf place"]:
-        """See `Parts`; nothing but the row is copied."""
-        own = lax.dynamic_index_in_dim(start, self.own_leaf).astype(jnp.uint32)
-        return lax.dynamic_slice(self.array.reshape(-1), own, (counting.tied_width(self.array.size),))[None]
+        return np.array([counting.row_width(self.array.size)])
 
     def cut(
         self, keys: Int[Array, " all_leaves"], wanted: Int[Array, " all_leaves"], here: Bool[Array, " all_leaves"]
     ) -> Int[Array, " leaf"]:
         """Where to cut the flat leaf, searched for in its own shape; see `spread.first_equal`. 0 where not `here`."""
         own = self.leaf[0]
-        return _if(here[own], self._told(spread.first_equal), self.array, keys[own], wanted[own])[None]
-
-    def at(self, leaves: Numbers, places: Numbers) -> Shaped[Array, "leaf place"]:
-        """See `Parts`."""
-        del leaves
-        return gathered(self.array, places)
+        return _if(here[own], self.told(spread.first_equal), self.array, keys[own], wanted[own])[None]
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """See `Parts`."""
@@ -163,35 +136,24 @@ class Rows(Parts):
         """See `Parts`; all rows are visited."""
         del wanted
         own = (arg.at[self.group.astype(np.uint32)].get(mode="promise_in_bounds") for arg in args)
-        return jax.vmap(self._told(visitor))(self.array, *own)
+        return jax.vmap(self.told(visitor))(self.array, *own)
 
-    def tied(self, keys: Int[Array, " group"], wanted: Bool[Array, " group"]) -> Int[Array, "leaf row"]:
-        """See `Parts`. Leaves with fewer rows than another get empty ones."""
-        width = self.array.shape[1]
-        found = self.visit(functools.partial(counting.tied, width=width), wanted, keys)[:, 0]
+    def by_leaf(self, rows: Int[Array, "part row"]) -> Int[Array, "leaf _"]:
+        """See `Parts`."""
         first, after = self._rows_of(self.leaves)
         row = first[:, None] + np.arange((after - first).max())
-        return gathered(jnp.pad(found, (0, 1)), np.where(row < after[:, None], row, len(self.leaf)))
+        return gathered(jnp.pad(rows[:, 0], (0, 1)), np.where(row < after[:, None], row, len(self.leaf)))
 
     @property
     def row_widths(self) -> Numbers:
         """See `Parts`."""
         return np.full(len(self.leaves), self.array.shape[1])
 
-    @property
-    def taken(self) -> Numbers:
-        """See `Parts`."""
-        return self.array.shape[1] * np.bincount(self.leaf)[self.leaves]
-
-    def row(self, start: Int[Array, " all_leaves"]) -> Shaped[Array, "leaf place"]:
-        """See `Parts`."""
-        first = self._rows_of(self.leaves)[0].astype(np.int32)
-        return self.array[first + start[self.leaves] // self.array.shape[1]]
-
-    def at(self, leaves: Numbers, places: Numbers) -> Shaped[Array, "leaf place"]:
-        """See `Parts`."""
-        first = self._rows_of(leaves)[0] * self.array.shape[1]
-        return gathered(self.array, first[:, None] + places)
+    def at(self, places: Numbers | Int[Array, "leaf place"]) -> Int[Array, "leaf place"]:
+        """The keys at places of each leaf; of a place beyond its rows, any."""
+        first, _ = self._rows_of(self.leaves)
+        row, place = jnp.asarray(first, jnp.int32)[:, None] + places // self.array.shape[1], places % self.array.shape[1]
+        return gathered(self.array, jnp.minimum(row, len(self.leaf) - 1) * self.array.shape[1] + place)
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """See `Parts`."""
@@ -206,6 +168,13 @@ class Rows(Parts):
         return np.searchsorted(self.leaf, leaves), np.searchsorted(self.leaf, leaves, "right")
 
 
+def kind(leaf: Any) -> int:
+    """0 for a large leaf on one device, 1 for one that is spread over devices, 2 for one that is copied."""
+    if meshes.is_spread(leaf):  # what is copied would travel between devices
+        return 1
+    return 0 if leaf.size >= _LARGE else 2
+
+
 def of(leaves: Sequence[Any], group: Numbers, absolute: bool) -> list[Parts]:
     """The parts of leaves, each of which belongs to a group.
 
@@ -214,9 +183,9 @@ def of(leaves: Sequence[Any], group: Numbers, absolute: bool) -> list[Parts]:
       group: For each leaf a number, in ascending order.
       absolute: Whether scores rank by absolute value.
     """
-    # What is copied would travel between devices.
-    large = [i for i, leaf in enumerate(leaves) if meshes.is_spread(leaf) or leaf.size >= _LARGE]
-    small = [i for i in range(len(leaves)) if i not in large]
+    rank = np.array([kind(leaf) for leaf in leaves])
+    large = [*np.flatnonzero(rank == 0).tolist(), *np.flatnonzero(rank == 1).tolist()]
+    small = np.flatnonzero(rank == 2).tolist()
     rows = np.array([-(-leaves[i].size // _ROW) for i in small], np.int64)
     starts = _ROW * (np.cumsum(rows) - rows)
     own_leaf, own_group, own_starts = numbers([large, group[large], starts], leaves)
@@ -260,9 +229,94 @@ def numbers(values: Sequence[Sequence[int] | Numbers], leaves: Sequence[Any]) ->
     return lax.cond(always, known, lambda: jax.tree.map(lambda _: jnp.uint32(0), list(map(list, values))))
 
 
-def gathered(array: Any, places: Numbers) -> Any:
-    """What lies at known places of a flat array. A program that checks them takes longer to compile."""
+def gathered(array: Any, places: Any) -> Any:
+    """What lies at places of a flat array, which are in bounds. A program that checks them takes longer to compile."""
     return array.reshape(-1).at[places.astype(np.uint32)].get(mode="promise_in_bounds")
+
+
+def can_be_in_turn(parts: Parts) -> TypeGuard[Whole]:
+    """Whether the parts are a large leaf on one device; see `in_turn`."""
+    return isinstance(parts, Whole) and not is_spread(parts)
+
+
+def is_spread(parts: Parts) -> TypeGuard[Whole]:
+    """Whether the parts are a leaf that is spread over devices."""
+    return meshes.is_spread(parts.array)
+
+
+def bundled(parts: Sequence[Parts]) -> list[Sequence[Parts]]:
+    """The parts in bundles: what can be visited `in_turn`, and the others each by themselves, which come last."""
+    together = [own for own in parts if can_be_in_turn(own)]
+    return [*([together] if together else []), *([own] for own in parts if not can_be_in_turn(own))]
+
+
+def in_turn(
+    leaves: Sequence[Whole], function: Callable[..., Any], wanted: Bool[Array, " leaf"] | None, *args: Array
+) -> Any:
+    """What a function finds in each of several leaves, one after the other.
+
+    Like this only what is particular to a leaf is compiled for it.
+
+    Args:
+      leaves: None of them spread over devices.
+      function: Takes the flat leaf, its entry of each of `args`, and whether scores rank by `absolute` value. Its
+        results have the same shapes for all leaves.
+      wanted: The leaves to visit, or all; for others the results are zeros, and they are not read.
+      args: Arrays with an entry for each leaf.
+
+    Returns:
+      The results, stacked by leaf.
+    """
+    branches = [functools.partial(own.told(function), own.array) for own in leaves]
+    shapes = jax.eval_shape(branches[0], *(arg[0] for arg in args))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def visit(number: Int[Array, ""]) -> Any:
+        own = [arg[number] for arg in args]
+        if wanted is None:
+            return lax.switch(number, branches, *own)
+        return lax.switch(jnp.where(wanted[number], number + 1, 0), [lambda *_: nothing, *branches], *own)
+
+    return lax.map(visit, jnp.arange(len(leaves), dtype=jnp.int32))
+
+
+def picked(array: Any, numbers: Numbers) -> Any:
+    """The entries with these numbers, of an array of as many or more. A slice is not compiled for itself."""
+    first, after = int(numbers[0]), int(numbers[-1]) + 1
+    if np.array_equal(numbers, np.arange(first, after)):
+        return array[first:after]
+    return array[numbers]
+
+
+def look_up(
+    parts: Sequence[Parts], places: Int[Array, "all_leaves place"], wanted: Bool[Array, " all_leaves"] | None = None
+) -> tuple[Numbers, Int[Array, "leaf place"]]:
+    """The keys at places of each leaf that is not spread over devices.
+
+    Args:
+      parts: Of all leaves.
+      places: For each leaf as many. What looks at so many is compiled once.
+      wanted: Which leaves to look at, or all; for others the keys are any.
+
+    Returns:
+      Numbers of leaves, and keys of each.
+    """
+
+    def at(piece: Any, own: Int[Array, " place"], absolute: bool) -> Any:
+        del absolute
+        return gathered(piece, own)
+
+    found = list[tuple[Numbers, Any]]()
+    for bundle in bundled(parts):
+        first, leaves = bundle[0], np.concatenate([own.leaves for own in bundle])
+        if can_be_in_turn(first):
+            here = None if wanted is None else picked(wanted, leaves)
+            scores = in_turn(bundle, at, here, picked(places, leaves))
+            found.append((leaves, ordering.keys(scores, first.absolute)))
+        elif isinstance(first, Rows):
+            found.append((leaves, first.at(picked(places, leaves))))
+    leaves, keys = zip(*found, strict=True)
+    return np.concatenate(leaves), jnp.concatenate(keys)
 
 
 def by_group(parts: Sequence[Parts], found: Sequence[Any], summary: Callable[..., Any]) -> Any:
@@ -280,9 +334,10 @@ def by_group(parts: Sequence[Parts], found: Sequence[Any], summary: Callable[...
 def _rows(leaves: Sequence[Any], absolute: bool) -> Int[Array, "row place"]:
     """The keys of flat leaves, each of which begins a row."""
     # Put together before anything is computed, so that a copy is all that is compiled for each leaf.
-    pieces, used = list[Any](), list[int]()
+    # What rows are filled up with is a constant for the same reason, as zeros would not be.
+    pieces, used, filler = list[Any](), list[int](), np.linspace(0, 1, _ROW).astype(leaves[0].dtype)
     for leaf in leaves:
-        pieces += [leaf, jnp.zeros(-leaf.size % _ROW, leaf.dtype)]
+        pieces += [leaf, filler[: -leaf.size % _ROW]]
         used += [min(_ROW, leaf.size - start) for start in range(0, leaf.size, _ROW)]
     keys = ordering.keys(jnp.concatenate(pieces).reshape(-1, _ROW), absolute)
     in_use = lax.broadcasted_iota(jnp.int32, keys.shape, 1) < np.array(used, np.int32)[:, None]

@@ -73,7 +73,11 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     checked = [_checked_count(*args) for args in zip(names, counts, sizes, strict=True)]
     if any(isinstance(count, Wide) for count in checked):
         checked = [wide.of(count) for count in checked]
-    kept = _select(pooled, jax.tree.map(lambda *own: jnp.stack(own), *checked), jointly=jointly, absolute=absolute)
+    # Leaves of a kind one after the other have numbers that are a slice. Ties go to the first of leaves that compete.
+    order = range(len(pooled)) if jointly else sorted(range(len(pooled)), key=lambda i: partition.kind(pooled[i]))
+    keep = jax.tree.map(lambda *own: jnp.stack(own), *(checked if jointly else [checked[i] for i in order]))
+    chosen = _select(tuple(pooled[i] for i in order), keep, jointly=jointly, absolute=absolute)
+    kept = [mask for _, mask in sorted(zip(order, chosen, strict=True), key=lambda own: own[0])]
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
@@ -201,15 +205,15 @@ def _joined(score: Score, slabs: list[Score], masks: list[Mask]) -> Mask:
 
 def _ends(problem: Problem) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
     """For each leaf the least key that stays, and the flat index from which on not even that does."""
-    bracket = threshold.find(problem)
-    everything = jnp.asarray(problem.sizes, jnp.int32)
-    are_missing = (bracket.over > 0) & (bracket.under > 0)
-    least = jnp.where((bracket.over == 0) | are_missing, bracket.low, bracket.high)[problem.group]
+    bracket, rows = threshold.find(problem)
+    tied, everything = threshold.are_tied(bracket), jnp.asarray(problem.sizes, jnp.int32)
+    least = jnp.where((bracket.over == 0) | tied, bracket.low, bracket.high)
+    least, tied_leaves = (partition.picked(own, problem.group) for own in (least, tied))
 
     def cut() -> tuple[Array, Array]:
         wanted = threshold.missing(problem, bracket)
-        wanted = Wide(*(jnp.where(are_missing, digit, 0) for digit in wanted))
+        wanted = Wide(*(jnp.where(tied, digit, 0) for digit in wanted))
         wanted, own = threshold.looked_at_after(wanted, problem)
-        return least, jnp.where(are_missing[problem.group], ties.cuts(own, bracket.low, wanted), everything)
+        return least, jnp.where(tied_leaves, ties.cuts(own, bracket.low, wanted, rows), everything)
 
-    return lax.cond(jnp.any(are_missing), cut, lambda: (least, everything))
+    return lax.cond(jnp.any(tied), cut, lambda: (least, everything))

@@ -9,8 +9,7 @@ follow again. Some of the marks halve the bracket at the least, whatever the dat
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -33,6 +32,7 @@ _OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in deviations; as 
 _LIFTED = 8  # so many parts are lifted from at most, which takes several times longer to compile
 _NEXT = 2  # how many samples are passed over behind a gap
 _FEW = 32  # scores in a bracket, the spread of which says little
+_GOLDEN = 0x9E3779B9  # the fraction of the golden ratio, times 2**32
 _EVEN = np.arange(8, dtype=np.float32) / 8
 
 
@@ -59,7 +59,7 @@ class Bracket(NamedTuple):
 
     Attributes:
       low: At or above it lie `over` scores more than are to stay.
-      high: At or above it lie `under` scores fewer.
+      high: At or above it lie `under` scores fewer; above it, once it is the same as `low`.
       over: Not negative. Like `under` it is 2**31 - 1 at most: beyond that only the sign counts.
       under: Not negative.
     """
@@ -83,12 +83,27 @@ class Marks(NamedTuple):
     floor: Int[Array, " group"]
 
 
-def find(problem: Problem) -> Bracket:
+class Search(NamedTuple):
+    """How far a search is, and where it counts next.
+
+    Attributes:
+      bracket: Of each group.
+      ties: For each bundle of parts, how many keys in the rows of each are equal to the low end, once the bracket is
+        closed by ties and they are counted; zeros until then.
+      marks: For each group.
+    """
+
+    bracket: Bracket
+    ties: list[Int[Array, "_ _"]]
+    marks: Marks
+
+
+def find(problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
     """The threshold of each group.
 
     Returns:
-      Brackets that are closed: either end holds exactly `keep` keys at or above it, or the ends are neighbours and the
-      keys equal to the lower one are ties.
+      Brackets that are closed: either end holds exactly `keep` keys at or above it, or they are the same and the keys
+      equal to it are ties. And how many ties there are; see `Search`.
     """
     start = _everything(problem)
     if any(meshes.is_spread(parts.array) for parts in problem.parts):
@@ -131,12 +146,13 @@ def looked_at_after(state: State, problem: Problem) -> tuple[State, Problem]:
 
 
 def missing(problem: Problem, bracket: Bracket) -> Wide:
-    """How many scores fewer than are to stay lie at or above the bracket's high end, exactly."""
+    """How many scores fewer than are to stay lie above the ties of a closed bracket, exactly."""
     if not isinstance(problem.keep, Wide):
         return wide.of(bracket.under)
     everywhere = jnp.ones(len(bracket.high), bool)
-    marks = jnp.stack([bracket.low, bracket.high], axis=1)  # a single one would be written to memory for each score
-    found = [parts.visit(counting.count, everywhere, marks, bracket.high).above for parts in problem.parts]
+    # A single mark would be written to memory for each score.
+    marks = Marks(jnp.stack([bracket.low, bracket.low + 1], axis=1), bracket.low)
+    found = [count.above for count in _counts(problem, everywhere, marks, everywhere)]
     return wide.minus(problem.keep, _summed(problem, found).indexed(np.s_[:, 1]))
 
 
@@ -149,6 +165,16 @@ def _is_open(bracket: Bracket) -> Bool[Array, " group"]:
     return (bracket.over > 0) & (bracket.under > 0) & (bracket.low + 1 < bracket.high)
 
 
+def are_tied(bracket: Bracket) -> Bool[Array, " group"]:
+    """Whether some, but not all, of the keys equal to the lower end of a closed bracket are to stay."""
+    return (bracket.over > 0) & (bracket.under > 0) & (bracket.low + 1 >= bracket.high)
+
+
+def _is_unfinished(bracket: Bracket) -> Bool[Array, " group"]:
+    """Whether the bracket is open, or its ties are yet to be counted."""
+    return (bracket.over > 0) & (bracket.under > 0) & (bracket.low < bracket.high)
+
+
 def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
     """The bracket after one pass that lifts out a window: closed among what was lifted, or cut at the window's ends."""
     window = _window(bracket, problem)
@@ -156,7 +182,7 @@ def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
     found = [parts.visit(counting.lift, wanted, window) for parts in problem.parts]
     excess = _excess(problem, [lift.above for lift in found])
     crowded = partition.by_group(problem.parts, [lift.crowded for lift in found], jax.ops.segment_max)
-    narrowed = _between(bracket, window, excess)
+    narrowed = _between(bracket, window, excess, wanted)
     complete = wanted & ~crowded & (narrowed.low >= window[:, 0]) & (narrowed.high <= window[:, 1])
     closed_already = narrowed._replace(over=jnp.zeros_like(narrowed.over))
     candidates = [
@@ -165,7 +191,9 @@ def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
     # Of the candidates, as many are to stay as are missing above the window.
     among = problem._replace(parts=candidates, keep=jnp.where(complete, -excess[:, 1], 0))
     inner = _where(complete, narrowed, closed_already)
-    closed = _searched(inner, among, _even_marks(inner, among), _even_marks)
+    closed, _ = _searched(inner, among, _even_marks(inner, among), _even_marks)
+    # Ties are yet to be counted where they lie.
+    closed = closed._replace(high=jnp.where(are_tied(closed), closed.low + 1, closed.high))
     return _where(wanted, _where(complete, closed, narrowed), bracket)
 
 
@@ -180,40 +208,89 @@ def _searched(
     marks_of: Callable[[Bracket, Problem], Marks],
     *,
     lift: bool = False,
-) -> Bracket:
-    """The closed bracket, by counting at marks, at first at these; and by lifting out, in turn, if so asked."""
+) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
+    """The closed bracket, by counting at marks, at first at these; and by lifting out, in turn, if so asked.
 
-    def narrow(state: tuple[Bracket, Marks]) -> tuple[Bracket, Marks]:
+    Where it is closed, another pass counts the ties. As a pass like the others it is compiled with them.
+    """
+
+    def narrow(state: Search) -> Search:
         state, own = looked_at_after(state, problem)
-        bracket = _counted(*state, own)
+        bracket, ties = _counted(state, own)
         bracket = _lifted(bracket, own) if lift else bracket
-        return bracket, marks_of(bracket, own)
+        return Search(bracket, ties, _at_ties(bracket, marks_of(bracket, own)))
 
-    return lax.while_loop(lambda state: jnp.any(_is_open(state[0])), narrow, (bracket, marks))[0]
+    everywhere = jnp.ones(len(bracket.low), bool)
+    shapes = jax.eval_shape(lambda: [own.first for own in _counts(problem, everywhere, marks, everywhere)])
+    start = Search(bracket, [jnp.zeros(own.shape, own.dtype) for own in shapes], marks)
+    found = lax.while_loop(lambda state: jnp.any(_is_unfinished(state.bracket)), narrow, start)
+    return found.bracket, found.ties
 
 
-def _counted(bracket: Bracket, marks: Marks, problem: Problem) -> Bracket:
-    """The bracket after one pass that only counts, over the groups that are open."""
-    is_open = _is_open(bracket)
-    found = [parts.visit(counting.count, is_open, marks.keys, marks.floor) for parts in problem.parts]
+def _at_ties(bracket: Bracket, marks: Marks) -> Marks:
+    """The marks, or where there are ties, such that the first two marks hold them."""
+    at = bracket.low[:, None] + jnp.minimum(jnp.arange(marks.keys.shape[1], dtype=bracket.low.dtype), 1)[None]
+    tied = are_tied(bracket)
+    return Marks(jnp.where(tied[:, None], at, marks.keys), jnp.where(tied, at[:, 1], marks.floor))
+
+
+def _counts(
+    problem: Problem, wanted: Bool[Array, " group"], marks: Marks, are_last: Bool[Array, " group"]
+) -> list[counting.Count]:
+    """What one pass counts in each bundle of parts; for a group that is not wanted, anything."""
+    # In one array, of which each part has a row.
+    asked = jnp.concatenate([marks.keys, marks.floor[:, None]], axis=1)
+
+    def found(bundle: Sequence[Parts]) -> counting.Count:
+        first, group = bundle[0], np.concatenate([own.group for own in bundle])
+
+        def told(count: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda piece, own, absolute: count(piece, own[:-1], own[-1], absolute)
+
+        if partition.can_be_in_turn(first):
+            here, own = partition.picked(wanted, group), partition.picked(asked, group)
+            count = counting.added(partition.in_turn(bundle, told(counting.count_rows), here, own))
+        else:
+            count = first.visit(told(counting.count), wanted, asked)
+        return count._replace(first=jnp.where(partition.picked(are_last, group)[:, None], count.first, 0))
+
+    return [found(bundle) for bundle in partition.bundled(problem.parts)]
+
+
+def _counted(search: Search, problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
+    """The bracket and its ties after one pass that only counts, over the groups that are not finished."""
+    bracket, ties, marks = search
+    is_open, are_last = _is_open(bracket), _is_unfinished(bracket) & ~_is_open(bracket)
+    found = _counts(problem, is_open | are_last, marks, are_last)
+    ties = [own + count.first for own, count in zip(ties, found, strict=True)]
     least = partition.by_group(problem.parts, [count.least for count in found], jax.ops.segment_min)
-    narrowed = _between(bracket, marks.keys, _excess(problem, [count.above for count in found]))
+    narrowed = _between(bracket, marks.keys, _excess(problem, [count.above for count in found]), is_open)
     beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
-    narrowed = narrowed._replace(low=jnp.where(narrowed.low >= marks.floor, beyond_gap, narrowed.low))
-    return _where(is_open, narrowed, bracket)
+    low = jnp.where(is_open & (narrowed.low >= marks.floor), beyond_gap, narrowed.low)
+    return narrowed._replace(low=low, high=jnp.where(are_last, low, narrowed.high)), ties
 
 
-def _between(bracket: Bracket, marks: Keys, excess: Int[Array, "group mark"]) -> Bracket:
-    """The bracket between the two neighbouring marks that hold the threshold."""
+def _between(
+    bracket: Bracket, marks: Keys, excess: Int[Array, "group mark"], wanted: Bool[Array, " group"]
+) -> Bracket:
+    """The bracket between the two neighbouring marks that hold the threshold; as it was where not wanted."""
     lowest, highest = bracket.low[:, None], bracket.high[:, None]
-    inside = (marks > lowest) & (marks < highest)
+    inside = (marks > lowest) & (marks < highest) & wanted[:, None]
     raises, lowers = inside & (excess >= 0), inside & (excess < 0)
-    return Bracket(
-        jnp.max(jnp.where(raises, marks, lowest), axis=1),
-        jnp.min(jnp.where(lowers, marks, highest), axis=1),
-        jnp.min(jnp.where(raises, excess, bracket.over[:, None]), axis=1),
-        jnp.min(jnp.where(lowers, -excess, bracket.under[:, None]), axis=1),
+    # One reduction, as every other is compiled for itself.
+    limits, most = jnp.iinfo(marks.dtype), jnp.int32(jnp.iinfo(jnp.int32).max)
+    ends = lax.reduce(
+        (
+            jnp.where(raises, marks, lowest),
+            jnp.where(lowers, marks, highest),
+            jnp.where(raises, excess, bracket.over[:, None]),
+            jnp.where(lowers, -excess, bracket.under[:, None]),
+        ),
+        (jnp.array(limits.min, marks.dtype), jnp.array(limits.max, marks.dtype), most, most),
+        lambda x, y: (jnp.maximum(x[0], y[0]), *(jnp.minimum(a, b) for a, b in zip(x[1:], y[1:], strict=True))),
+        (1,),
     )
+    return Bracket(*ends)
 
 
 def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
@@ -232,42 +309,53 @@ def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
         return jnp.minimum(jnp.take_along_axis(ascending, index, axis=1), jnp.iinfo(ascending.dtype).max - 1)
 
     quantiles = at(position.astype(jnp.int32))
-    following = at(_number(ascending[:, None, :] <= quantiles[:, :, None]) + _NEXT)
-    before = np.arange(len(_OFFSETS), dtype=np.int32)[None, :] - _number(quantiles[:, None, :] < quantiles[:, :, None])
-    marks = jnp.where(before == 0, quantiles, jnp.where(before == 1, quantiles + 1, following))
-    after_two = (before[:, 1:] == 0) & (before[:, :-1] == 1)
+    # Of equal quantiles the second stands for what lies above their value, and those after it for the gap's far end.
+    following = at(jnp.sum(ascending[:, None, :] <= quantiles[:, :, None], axis=2, dtype=jnp.int32) + _NEXT)
+    is_second, is_later = _is_second_or_later(quantiles)
+    marks = jnp.where(is_second, quantiles + 1, jnp.where(is_later, following, quantiles))
+    after_two = ~is_second[:, 1:] & ~is_later[:, 1:] & is_second[:, :-1]
     marks = jnp.concatenate([marks[:, :1], jnp.where(after_two, following[:, :-1], marks[:, 1:])], axis=1)
-    shared = jnp.any(before == 1, axis=1)
-    floor = jnp.where(shared, jnp.min(jnp.where(before == 1, quantiles + 1, marks[:, -1:]), axis=1), marks[:, 0])
-    return Marks(_pinned(marks), floor)
+    top = jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype)
+    above_shared = jnp.min(jnp.where(is_second, quantiles + 1, top), axis=1)
+    return Marks(_pinned(marks), jnp.where(above_shared < top, above_shared, marks[:, 0]))
 
 
-def _number(hits: Bool[Array, "group mark sample"]) -> Int[Array, "group mark"]:
-    return jnp.sum(hits, axis=2, dtype=jnp.int32)
+def _is_second_or_later(ascending: Keys) -> tuple[Bool[Array, "group mark"], Bool[Array, "group mark"]]:
+    """Whether a key is the second of those equal to it, and whether a later one."""
+    equal = ascending[:, 1:] == ascending[:, :-1]
+    to_one = jnp.pad(equal, ((0, 0), (1, 0)))
+    to_two = jnp.pad(equal[:, 1:] & equal[:, :-1], ((0, 0), (2, 0)))
+    return to_one & ~to_two, to_two
 
 
 def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"], np.ndarray]:
-    """Keys at random places of each group in ascending order, filled up at the end; and how many there are."""
-    groups, rng = len(_totals(problem)), np.random.default_rng(0)
+    """Keys at places all over each group in ascending order, filled up at the end; and how many there are."""
+    groups = len(_totals(problem))
     each = max(_SAMPLE // groups, _SAMPLE_EACH)
     counts = np.minimum(problem.sizes, each * problem.sizes // _totals(problem)[problem.group] + 1)
-    drawn, owner = [jnp.full(1, jnp.iinfo(integer).max, integer)], [np.full(1, groups)]
-    for parts in problem.parts:
-        leaves = np.unique(parts.leaf)
-        length = counts[leaves].max()
-        places = rng.integers(0, problem.sizes[leaves, None], (len(leaves), length))
-        drawn.append(parts.at(leaves, places).reshape(-1))
-        in_use = np.arange(length) < counts[leaves, None]
-        owner.append(np.where(in_use, problem.group[leaves, None], groups).reshape(-1))
-    owners = np.concatenate(owner)
+    # As many as are looked up of ties, since what looks up so many is compiled once.
+    length = int(max(counts.max(), *(own.row_widths.max() for own in problem.parts)))
+    leaves, keys = partition.look_up(problem.parts, _places(problem.sizes, length))
+    in_use = np.arange(length) < counts[leaves, None]
+    owners = np.where(in_use, problem.group[leaves, None], groups).reshape(-1)
     place = np.argsort(owners, kind="stable")
     number = np.bincount(owners, minlength=groups + 1)[:groups]
-    table = np.zeros((groups, number.max()), np.int64)  # the first key drawn fills up
-    table[np.arange(number.max()) < number[:, None]] = place[: number.sum()]
-    # Put together before keys are taken, which is compiled once then.
-    alike = [jnp.concatenate(list(run)) for _, run in itertools.groupby(drawn, key=lambda own: own.dtype)]
-    keys = [ordering.keys(run, problem.parts[0].absolute).astype(integer) for run in alike]
-    return jnp.sort(partition.gathered(jnp.concatenate(keys), table), axis=1), number.astype(np.float32)
+    is_drawn = np.arange(number.max()) < number[:, None]
+    table = np.zeros(is_drawn.shape, np.int64)
+    table[is_drawn] = place[: number.sum()]
+    drawn = jnp.where(is_drawn, partition.gathered(keys, table).astype(integer), jnp.iinfo(integer).max)
+    return jnp.sort(drawn, axis=1), number.astype(np.float32)
+
+
+def _places(sizes: Numbers, number: int) -> Int[Array, "leaf place"]:
+    """Places that are spread over each leaf as the multiples of the golden ratio are over an interval.
+
+    Computed, since a constant of that size takes long to compile.
+    """
+    fraction = lax.broadcasted_iota(jnp.uint32, (len(sizes), number), 1) * jnp.uint32(_GOLDEN)  # times 2**32
+    size_high, size_low = (jnp.asarray(digit, jnp.uint32)[:, None] for digit in (sizes >> 16, sizes & 0xFFFF))
+    high, low = fraction >> 16, fraction & jnp.uint32(0xFFFF)
+    return (high * size_high + (high * size_low >> 16) + (low * size_high >> 16)).astype(jnp.int32)
 
 
 def _window(bracket: Bracket, problem: Problem) -> Keys:

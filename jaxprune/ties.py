@@ -2,84 +2,99 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import meshes, ordering, wide
-from jaxprune.partition import Parts, Rows, Whole
+from jaxprune import partition, spread, wide
 from jaxprune.threshold import Problem
 from jaxprune.wide import Wide
 
 
-def cuts(problem: Problem, keys: Int[Array, " group"], wanted: Wide) -> Int[Array, " leaf"]:
+def cuts(
+    problem: Problem, keys: Int[Array, " group"], wanted: Wide, rows: Sequence[Int[Array, "_ _"]]
+) -> Int[Array, " leaf"]:
     """For each leaf the flat index before which its ties are among the first of its group.
 
-    The ties of each row are counted; only the row in which the count passes what stays is looked into.
+    Only the row in which the number of ties passes what stays is looked into.
 
     Args:
       problem: Leaves and their groups, which must ascend together.
       keys: What the ties of each group are equal to.
       wanted: For each group, how many of them stay.
+      rows: How many ties there are; see `threshold.Ties`.
     """
-    group, own_key = problem.group, keys[problem.group]
-    leaf = np.concatenate([parts.leaves for parts in problem.parts])
-    tied = _stacked([parts.tied(keys, wide.clipped(wanted) > 0) for parts in problem.parts])[np.argsort(leaf)]
-    total = jnp.sum(tied, axis=1, dtype=jnp.int32)
-    left = wanted.indexed(group)
-    if len(np.unique(group)) < len(group):
+    group, bundles = problem.group, partition.bundled(problem.parts)
+    parts, own_key = [own for bundle in bundles for own in bundle], partition.picked(keys, group)
+    order = np.argsort(np.concatenate([own.leaves for own in parts]))
+    width = np.concatenate([own.row_widths for own in parts])[order].astype(np.int32)
+    by_leaf = [own[0].by_leaf(found) for own, found in zip(bundles, rows, strict=True)]
+    # The same for rows and for the places of one: what looks into so many blocks is compiled once.
+    size = math.isqrt(max(width.max(), *(found.shape[1] for found in by_leaf)) - 1) + 1
+    tied = partition.picked(jnp.concatenate([_filled(found, size**2) for found in by_leaf]), order)
+    if len(np.unique(group)) == len(group):  # then some are wanted of any leaf with ties, and others not
+        stay, are_all = wide.clipped(wanted), False
+        is_cut = stay > 0
+    else:
+        total = jnp.sum(tied, axis=1, dtype=jnp.int32)
         before = wide.before(total)
-        left = wide.plus(wide.minus(left, before), before.indexed(np.searchsorted(group, group)))
-    stay = jnp.clip(wide.clipped(left), 0, total)
-    searched = [parts for parts in problem.parts if _is_searched(parts)]
-    in_rows = [parts for parts in problem.parts if not _is_searched(parts)]
-    found = [parts.cut(own_key, stay, (stay > 0) & (stay < total)) for parts in searched]
-    if in_rows:
-        row, left = _passing(tied, stay)
-        found.append(_in_rows(in_rows, row, left, own_key))
-    order = np.argsort(np.concatenate([parts.leaves for parts in [*searched, *in_rows]]))
-    return jnp.where(stay == total, jnp.asarray(problem.sizes, jnp.int32), jnp.concatenate(found)[order])
+        before_in_group = wide.minus(before, before.indexed(np.searchsorted(group, group)))
+        stay = jnp.clip(wide.clipped(wide.minus(wanted.indexed(group), before_in_group)), 0, total)
+        are_all = stay == total
+        is_cut = (stay > 0) & ~are_all
+    found = [own.cut(own_key, stay, is_cut) for own in parts if partition.is_spread(own)]
+    leaves = [own.leaves for own in parts if partition.is_spread(own)]
+    if len(found) < len(parts):
+        row, left = _passing(tied.reshape(-1, size, size), stay)
+        first = row * width
+        place = first[:, None] + jnp.arange(width.max(), dtype=jnp.int32)[None]
+        end = jnp.minimum(first + width, problem.sizes.astype(np.int32))[:, None]
+        own, looked_up = partition.look_up(problem.parts, jnp.minimum(place, end - 1), is_cut)
+        equal = (looked_up == partition.picked(own_key, own)[:, None]) & partition.picked(place < end, own)
+        inner, _ = _passing(
+            _filled(equal.astype(jnp.int32), size**2).reshape(-1, size, size), partition.picked(left, own)
+        )
+        found.append(partition.picked(first, own) + inner)
+        leaves.append(own)
+    cut = partition.picked(jnp.concatenate(found), np.argsort(np.concatenate(leaves)))
+    return jnp.where(are_all, jnp.asarray(problem.sizes, jnp.int32), cut)
 
 
-def _is_searched(parts: Parts) -> TypeGuard[Whole]:
-    """Whether the parts are a leaf that is spread over devices: it has no rows to look into."""
-    return isinstance(parts, Whole) and meshes.is_spread(parts.array)
-
-
-def _in_rows(
-    parts: Sequence[Parts], row: Int[Array, " all"], wanted: Int[Array, " all"], keys: Int[Array, " all"]
-) -> Int[Array, " leaf"]:
-    """The index in each leaf of these parts before which, in this row, as many places as wanted have this key."""
-    leaves, width, taken = (
-        np.concatenate([getattr(own, of) for own in parts]).astype(np.int32) for of in ("leaves", "row_widths", "taken")
-    )
-    first = row[leaves] * width
-    start = jnp.minimum(first, taken - width)  # a shorter last row starts early, so as not to end beyond the leaf
-    everywhere = jnp.zeros_like(row).at[leaves].set(start)
-    raw = [[own.row(everywhere) for own in parts if isinstance(own, kind)] for kind in (Whole, Rows)]
-    found = [ordering.keys(_stacked(rows), parts[0].absolute) for rows in raw if rows]
-    place = (start - first)[:, None] + np.arange(width.max(), dtype=np.int32)[None]
-    own = (place >= 0) & (place < width[:, None])
-    equal = (_stacked(found) == keys[leaves][:, None]) & own
-    return start + _passing(equal.astype(jnp.int32), wanted[leaves])[0]
+def _filled(rows: Int[Array, "leaf _"], length: int) -> Int[Array, "leaf {length}"]:
+    """The rows with zeros at their end."""
+    return jnp.pad(rows, ((0, 0), (0, length - rows.shape[1])))
 
 
 def _passing(
-    counts: Int[Array, "leaf place"], wanted: Int[Array, " leaf"]
+    blocks: Int[Array, "leaf block place"], wanted: Int[Array, " leaf"]
 ) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
-    """The first place at which the sum of the counts passes what is wanted, and what is left of that before it."""
-    through = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
-    is_before = through <= wanted[:, None]
-    place = jnp.sum(is_before, axis=1, dtype=jnp.int32)
-    return place, wanted - jnp.sum(jnp.where(is_before, counts, 0), axis=1, dtype=jnp.int32)
+    """The first place in all blocks at which the sum passes what is wanted, and what is left of that before it.
 
+    Looked for among the blocks and then, by the same program, in one of them: a prefix sum takes longer to compile.
+    There are as many blocks as places in a block.
+    """
+    size = blocks.shape[2]
+    is_before, is_through = (np.tri(size, k=last, dtype=bool)[None] for last in (-1, 0))
 
-def _stacked(rows: Sequence[Array]) -> Array:
-    """Rows of different lengths, filled up with zeros."""
-    width = max(own.shape[1] for own in rows)
-    zero = jnp.zeros((), rows[0].dtype)
-    return jnp.concatenate([lax.pad(own, zero, [(0, 0, 0), (0, width - own.shape[1], 0)]) for own in rows])
+    def look(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        sums, left, found = state
+        summands = jnp.where(is_before, sums[:, None], 0), jnp.where(is_through, sums[:, None], 0)
+        before, through = lax.reduce(summands, (jnp.int32(0), jnp.int32(0)), spread.plus, (2,))
+        place, most = lax.reduce(
+            ((through <= left[:, None]).astype(jnp.int32), jnp.where(before <= left[:, None], before, 0)),
+            (jnp.int32(0), jnp.int32(0)),
+            lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1])),
+            (1,),
+        )
+        place = jnp.minimum(place, size - 1)
+        inner = jnp.take_along_axis(blocks, place[:, None, None], axis=1, mode="promise_in_bounds")[:, 0]
+        return inner, left - most, found * size + place
+
+    start = jnp.sum(blocks, axis=2, dtype=jnp.int32), wanted, jnp.zeros_like(wanted)
+    _, left, found = lax.fori_loop(0, 2, look, start)
+    return found, left
