@@ -51,7 +51,7 @@ class Lift(NamedTuple):
 
     above: Int[Array, " end"]
     crowded: Bool[Array, ""]
-    lifted: list[Keys]
+    lifted: Int[Array, " key"]
 
 
 def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool) -> Count:
@@ -106,7 +106,7 @@ def lift(piece: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
     return Lift(
         functools.reduce(jnp.add, [part.above for part in parts]),
         functools.reduce(jnp.logical_or, [part.crowded for part in parts]),
-        [lifted for part in parts for lifted in part.lifted],
+        jnp.concatenate([part.lifted for part in parts]) if len(parts) > 1 else parts[0].lifted,
     )
 
 
@@ -132,7 +132,7 @@ def _lift_rows(rows: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
     number = counts[0] - counts[1]
     ranked = enumerate((lowest, highest, total - lowest - highest), start=1)
     lifted = [jnp.where(number >= least, keys, bottom).reshape(-1) for least, keys in ranked]
-    return Lift(spread.totals(counts), jnp.max(number) > len(lifted), lifted)
+    return Lift(spread.totals(counts), jnp.max(number) > len(lifted), jnp.concatenate(lifted))
 
 
 def _rows(piece: Any, length: int) -> list[Any]:

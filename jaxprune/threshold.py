@@ -9,6 +9,7 @@ follow again. Some of the marks halve the bracket at the least, whatever the dat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import counting, meshes, ordering, partition, tree, wide
 from jaxprune.partition import Numbers, Parts
@@ -28,12 +29,28 @@ State = TypeVar("State")
 
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**9  # and at least so many in each
-_OFFSETS = np.array([-4, -2, -0.7, 0.7, 2, 4], np.float32)  # in deviations; as many as `_spaced_marks`
 _LIFTED = 8  # so many parts are lifted from at most, which takes several times longer to compile
+_MOST_BENT = 0.1  # of a bracket
 _NEXT = 2  # how many samples are passed over behind a gap
 _FEW = 32  # scores in a bracket, the spread of which says little
 _GOLDEN = 0x9E3779B9  # the fraction of the golden ratio, times 2**32
 _EVEN = np.arange(8, dtype=np.float32) / 8
+
+
+class Spacing(NamedTuple):
+    """How far from where the threshold is expected a pass counts, in deviations.
+
+    Attributes:
+      sampled: In the first pass, where a sample tells the deviation.
+      near: In others, which count at two more marks.
+    """
+
+    sampled: tuple[float, ...]
+    near: tuple[float, ...]
+
+
+_COARSE = Spacing((-4, -2, -0.7, 0.7, 2, 4), (-2.5, -0.7, 0.7, 2.5))  # enough where a window is lifted out next
+_FINE = Spacing((-4, -2.2, -1.1, -0.35, 0.35, 1.1, 2.2, 4), (-3, -1.2, -0.4, 0.4, 1.2, 3))
 
 
 class Problem(NamedTuple):
@@ -108,9 +125,13 @@ def find(problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
     start = _everything(problem)
     if any(meshes.is_spread(parts.array) for parts in problem.parts):
         # What is sampled or lifted out would travel between devices.
-        return _searched(start, problem, _spaced_marks(start, problem), _spaced_marks)
-    marks = _sampled_marks(problem, start)
-    return _searched(start, problem, marks, _spaced_marks, lift=len(problem.parts) <= _LIFTED)
+        spaced_marks = functools.partial(_spaced_marks, near=_FINE.near)
+        straight = jnp.zeros(len(start.low), jnp.float32)
+        return _searched(start, problem, spaced_marks(start, straight, problem), spaced_marks)
+    lift = len(problem.parts) <= _LIFTED
+    spacing = _COARSE if lift else _FINE
+    marks = _sampled_marks(problem, start, spacing.sampled)
+    return _searched(start, problem, marks, functools.partial(_spaced_marks, near=spacing.near), lift=lift)
 
 
 def _everything(problem: Problem) -> Bracket:
@@ -175,9 +196,11 @@ def _is_unfinished(bracket: Bracket) -> Bool[Array, " group"]:
     return (bracket.over > 0) & (bracket.under > 0) & (bracket.low < bracket.high)
 
 
-def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
+def _lifted(
+    bracket: Bracket, bend: Float[Array, " group"], problem: Problem
+) -> tuple[Bracket, Float[Array, " group"]]:
     """The bracket after one pass that lifts out a window: closed among what was lifted, or cut at the window's ends."""
-    window = _window(bracket, problem)
+    window = _window(bracket, bend, problem)
     wanted = _is_open(bracket) & (window[:, 0] < window[:, 1])
     found = [parts.visit(counting.lift, wanted, window) for parts in problem.parts]
     excess = _excess(problem, [lift.above for lift in found])
@@ -185,16 +208,14 @@ def _lifted(bracket: Bracket, problem: Problem) -> Bracket:
     narrowed = _between(bracket, window, excess, wanted)
     complete = wanted & ~crowded & (narrowed.low >= window[:, 0]) & (narrowed.high <= window[:, 1])
     closed_already = narrowed._replace(over=jnp.zeros_like(narrowed.over))
-    candidates = [
-        partition.of_keys(keys, parts) for parts, lift in zip(problem.parts, found, strict=True) for keys in lift.lifted
-    ]
+    candidates = [partition.of_keys(lift.lifted, parts) for parts, lift in zip(problem.parts, found, strict=True)]
     # Of the candidates, as many are to stay as are missing above the window.
     among = problem._replace(parts=candidates, keep=jnp.where(complete, -excess[:, 1], 0))
     inner = _where(complete, narrowed, closed_already)
-    closed, _ = _searched(inner, among, _even_marks(inner, among), _even_marks)
+    closed, _ = _searched(inner, among, _even_marks(inner, jnp.zeros_like(bend), among), _even_marks)
     # Ties are yet to be counted where they lie.
     closed = closed._replace(high=jnp.where(are_tied(closed), closed.low + 1, closed.high))
-    return _where(wanted, _where(complete, closed, narrowed), bracket)
+    return _where(wanted, _where(complete, closed, narrowed), bracket), jnp.where(wanted, 0, bend)
 
 
 def _where(condition: Bool[Array, " group"], first: Bracket, second: Bracket) -> Bracket:
@@ -205,7 +226,7 @@ def _searched(
     bracket: Bracket,
     problem: Problem,
     marks: Marks,
-    marks_of: Callable[[Bracket, Problem], Marks],
+    marks_of: Callable[[Bracket, Float[Array, " group"], Problem], Marks],
     *,
     lift: bool = False,
 ) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
@@ -216,9 +237,10 @@ def _searched(
 
     def narrow(state: Search) -> Search:
         state, own = looked_at_after(state, problem)
-        bracket, ties = _counted(state, own)
-        bracket = _lifted(bracket, own) if lift else bracket
-        return Search(bracket, ties, _at_ties(bracket, marks_of(bracket, own)))
+        bracket, ties, bend = _counted(state, own)
+        if lift:
+            bracket, bend = _lifted(bracket, bend, own)
+        return Search(bracket, ties, _at_ties(bracket, marks_of(bracket, bend, own)))
 
     everywhere = jnp.ones(len(bracket.low), bool)
     shapes = jax.eval_shape(lambda: [own.first for own in _counts(problem, everywhere, marks, everywhere)])
@@ -257,17 +279,54 @@ def _counts(
     return [found(bundle) for bundle in partition.bundled(problem.parts)]
 
 
-def _counted(search: Search, problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
-    """The bracket and its ties after one pass that only counts, over the groups that are not finished."""
+def _counted(
+    search: Search, problem: Problem
+) -> tuple[Bracket, list[Int[Array, "_ _"]], Float[Array, " group"]]:
+    """The bracket, its ties and its bend after one pass that only counts, over the groups that are not finished."""
     bracket, ties, marks = search
     is_open, are_last = _is_open(bracket), _is_unfinished(bracket) & ~_is_open(bracket)
     found = _counts(problem, is_open | are_last, marks, are_last)
     ties = [own + count.first for own, count in zip(ties, found, strict=True)]
     least = partition.by_group(problem.parts, [count.least for count in found], jax.ops.segment_min)
-    narrowed = _between(bracket, marks.keys, _excess(problem, [count.above for count in found]), is_open)
+    excess = _excess(problem, [count.above for count in found])
+    narrowed = _between(bracket, marks.keys, excess, is_open)
     beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
     low = jnp.where(is_open & (narrowed.low >= marks.floor), beyond_gap, narrowed.low)
-    return narrowed._replace(low=low, high=jnp.where(are_last, low, narrowed.high)), ties
+    narrowed = narrowed._replace(low=low, high=jnp.where(are_last, low, narrowed.high))
+    return narrowed, ties, _bend(narrowed, marks.keys, excess, problem.dtype)
+
+
+def _bend(bracket: Bracket, marks: Keys, excess: Int[Array, "group mark"], dtype: Any) -> Float[Array, " group"]:
+    """How far above linear interpolation the threshold is expected, as a share of the bracket.
+
+    It is where the cubic through both ends and a mark on either side of them has it; the parabola, if there is only one
+    such mark.
+    """
+    keys, counts = jnp.iinfo(marks.dtype), jnp.iinfo(jnp.int32)
+    below, above = marks < bracket.low[:, None], marks > bracket.high[:, None]
+    start = [jnp.array(end, marks.dtype) for end in (keys.min, keys.max)]
+    start += [jnp.int32(end) for end in (counts.max, counts.min)]
+    sides = (below, above, below, above)
+    # The marks that are nearest to the bracket, and their excess.
+    found = lax.reduce(
+        tuple(jnp.where(side, own, end) for side, own, end in zip(sides, (marks, marks, excess, excess), start, strict=True)),
+        tuple(start),
+        lambda x, y: (jnp.maximum(x[0], y[0]), jnp.minimum(x[1], y[1]), jnp.minimum(x[2], y[2]), jnp.maximum(x[3], y[3])),
+        (1,),
+    )
+    lower, low, high, higher = (
+        ordering.values(own, dtype).astype(jnp.float32) for own in (found[0], bracket.low, bracket.high, found[1])
+    )
+    more, over, under, fewer = (own.astype(jnp.float32) for own in (found[2], bracket.over, bracket.under, -found[3]))
+    slope = (high - low) / (over + under)  # values per score
+    downwards = (slope - (low - lower) / (more - over)) / (more + under)
+    upwards = ((higher - high) / (fewer - under) - slope) / (over + fewer)
+    has_lower = jnp.any(below, axis=1) & (more > over)
+    has_higher = jnp.any(above, axis=1) & (fewer > under)
+    weight = jnp.where(has_lower & has_higher, fewer / (more + fewer), jnp.where(has_lower, 1, 0))
+    curvature = jnp.where(has_lower, weight * downwards, 0) + jnp.where(has_higher, (1 - weight) * upwards, 0)
+    bend = -over * under * curvature / (high - low)
+    return jnp.where(jnp.isfinite(bend), jnp.clip(bend, -_MOST_BENT, _MOST_BENT), 0)
 
 
 def _between(
@@ -293,7 +352,7 @@ def _between(
     return Bracket(*ends)
 
 
-def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
+def _sampled_marks(problem: Problem, start: Bracket, offsets: Sequence[float]) -> Marks:
     """Sample quantiles up to four deviations around the threshold.
 
     A value that several of them share, such as the 0 of what is pruned already, is told from what lies above it: first
@@ -302,7 +361,7 @@ def _sampled_marks(problem: Problem, start: Bracket) -> Marks:
     ascending, drawn = _sample(problem, start.low.dtype)
     share = wide.floating(problem.keep) / jnp.asarray(_totals(problem), jnp.float32)
     deviation = jnp.sqrt(drawn * share * (1 - share)) + 1
-    position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(_OFFSETS)[None, :] * deviation[:, None]
+    position = (jnp.asarray(drawn) * (1 - share))[:, None] + jnp.array(offsets, jnp.float32)[None, :] * deviation[:, None]
 
     def at(position: Int[Array, "group mark"]) -> Keys:
         index = jnp.clip(position, 0, np.maximum(drawn.astype(np.int32) - 1, 0)[:, None])
@@ -358,9 +417,9 @@ def _places(sizes: Numbers, number: int) -> Int[Array, "leaf place"]:
     return (high * size_high + (high * size_low >> 16) + (low * size_high >> 16)).astype(jnp.int32)
 
 
-def _window(bracket: Bracket, problem: Problem) -> Keys:
+def _window(bracket: Bracket, bend: Float[Array, " group"], problem: Problem) -> Keys:
     """Two marks around where the threshold is expected, or the whole bracket; the same twice if they hold too many."""
-    share, deviation, inside = _expected(bracket)
+    share, deviation, inside = _expected(bracket, bend)
     liftable = jnp.asarray([[counting.liftable(int(size))] for size in _totals(problem)], jnp.float32)
     # Wide, where that is free: scores may not be spread as evenly as interpolation takes them to be.
     reach = jnp.maximum(4 * deviation, 0.35 * liftable / jnp.maximum(inside, 1))
@@ -370,23 +429,26 @@ def _window(bracket: Bracket, problem: Problem) -> Keys:
     return _pinned(jnp.where(inside <= liftable, ends, guesses))
 
 
-def _spaced_marks(bracket: Bracket, problem: Problem) -> Marks:
+def _spaced_marks(
+    bracket: Bracket, bend: Float[Array, " group"], problem: Problem, near: Sequence[float]
+) -> Marks:
     """Keys that cut a wide bracket into equal parts; in another one, marks around where the threshold is expected.
 
     Interpolation says nothing where scores lie over many powers of two. A few more marks bound the number of passes.
     """
-    share, deviation, inside = _expected(bracket)
-    near = share + jnp.array([[-2.5, -0.7, 0.7, 2.5]], jnp.float32) * deviation
-    shares = jnp.where(inside <= _FEW, jnp.arange(1, 5, dtype=jnp.float32)[None, :] / 5, near)
+    share, deviation, inside = _expected(bracket, bend)
+    even = np.arange(1, len(near) + 1, dtype=np.float32)[None, :] / (len(near) + 1)
+    expected = share + jnp.array(near, jnp.float32)[None, :] * deviation
+    shares = jnp.where(inside <= _FEW, even, expected)
     above_low = bracket.low[:, None] + 1
     mixed = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 2), above_low], axis=1)
-    is_wide = _width(bracket) > 2 ** (jnp.finfo(problem.dtype).nmant - 3)
+    is_wide = _width(bracket) > 2 ** (jnp.finfo(problem.dtype).nmant - 1)
     keys = jnp.where(is_wide[:, None], _even_keys(bracket, 1 + mixed.shape[1]), mixed)
     return Marks(_pinned(keys), bracket.low + 1)
 
 
-def _expected(bracket: Bracket) -> tuple[Array, Array, Array]:
-    """How far from the low to the high end linear interpolation puts the threshold; the deviation; scores in between.
+def _expected(bracket: Bracket, bend: Float[Array, " group"]) -> tuple[Array, Array, Array]:
+    """How far from the low to the high end interpolation puts the threshold; the deviation; scores in between.
 
     Interpolates the values, not the keys, which crowd towards 0: above the zeros of what is pruned already, scores
     spread evenly over many powers of two. The deviation is that of an order statistic of evenly spread values.
@@ -394,11 +456,12 @@ def _expected(bracket: Bracket) -> tuple[Array, Array, Array]:
     over, under = (own.astype(jnp.float32)[:, None] for own in (bracket.over, bracket.under))
     inside = over + under
     share = over / jnp.maximum(inside, 1)
-    return share, (jnp.sqrt(inside * share * (1 - share)) + 1) / jnp.maximum(inside, 1), inside
+    return share + bend[:, None], (jnp.sqrt(inside * share * (1 - share)) + 1) / jnp.maximum(inside, 1), inside
 
 
-def _even_marks(bracket: Bracket, problem: Problem) -> Marks:
+def _even_marks(bracket: Bracket, bend: Float[Array, " group"], problem: Problem) -> Marks:
     """Values that cut the bracket into equal parts, the first just above `low`; and the middle key."""
+    del bend
     shares = jnp.broadcast_to(jnp.array(_EVEN), (bracket.low.shape[0], len(_EVEN)))
     keys = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 2)], axis=1)
     return Marks(_pinned(keys), bracket.low + 1)

@@ -84,7 +84,7 @@ def test_a_window_is_lifted_out_whole_or_said_to_be_crowded(lower, most):
         jnp.asarray(rows.reshape(-1), jnp.int32), jnp.asarray(window, jnp.int32), False
     )
     inside = np.sort(rows[(rows >= window[0]) & (rows < window[1])])
-    found = np.concatenate(lifted)
+    found = np.asarray(lifted)
     assert above.tolist() == [(rows >= end).sum() for end in window]
     assert bool(crowded) == (most > 3)
     assert crowded or np.array_equal(np.sort(found[found > -(2**31)]), inside)
