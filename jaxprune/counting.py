@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
-from jaxprune import meshes, ordering, spread
+from jaxprune import ordering, spread
 
 Keys: TypeAlias = Int[Array, "..."]
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Shaped, UInt
+from jaxtyping import Array, Bool, Int, UInt
 
 from jaxprune import counting, meshes, ordering, spread
 
@@ -149,10 +149,13 @@ class Rows(Parts):
         """See `Parts`."""
         return np.full(len(self.leaves), self.array.shape[1])
 
-    def at(self, places: Numbers | Int[Array, "leaf place"]) -> Int[Array, "leaf place"]:
+    def at(self, places: Int[Array, "leaf place"]) -> Int[Array, "leaf place"]:
         """The keys at places of each leaf; of a place beyond its rows, any."""
         first, _ = self._rows_of(self.leaves)
-        row, place = jnp.asarray(first, jnp.int32)[:, None] + places // self.array.shape[1], places % self.array.shape[1]
+        row, place = (
+            jnp.asarray(first, jnp.int32)[:, None] + places // self.array.shape[1],
+            places % self.array.shape[1],
+        )
         return gathered(self.array, jnp.minimum(row, len(self.leaf) - 1) * self.array.shape[1] + place)
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
@@ -251,14 +254,14 @@ def bundled(parts: Sequence[Parts]) -> list[Sequence[Parts]]:
 
 
 def in_turn(
-    leaves: Sequence[Whole], function: Callable[..., Any], wanted: Bool[Array, " leaf"] | None, *args: Array
+    leaves: Sequence[Parts], function: Callable[..., Any], wanted: Bool[Array, " leaf"] | None, *args: Array
 ) -> Any:
     """What a function finds in each of several leaves, one after the other.
 
     Like this only what is particular to a leaf is compiled for it.
 
     Args:
-      leaves: None of them spread over devices.
+      leaves: Such as `can_be_in_turn`.
       function: Takes the flat leaf, its entry of each of `args`, and whether scores rank by `absolute` value. Its
         results have the same shapes for all leaves.
       wanted: The leaves to visit, or all; for others the results are zeros, and they are not read.
@@ -271,13 +274,14 @@ def in_turn(
     shapes = jax.eval_shape(branches[0], *(arg[0] for arg in args))
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def visit(number: Int[Array, ""]) -> Any:
-        own = [arg[number] for arg in args]
+    def visit(number: Int[Array, ""], own: tuple[Any, Sequence[Array]]) -> tuple[Array, Any]:
+        is_wanted, entries = own
         if wanted is None:
-            return lax.switch(number, branches, *own)
-        return lax.switch(jnp.where(wanted[number], number + 1, 0), [lambda *_: nothing, *branches], *own)
+            return number + 1, lax.switch(number, branches, *entries)
+        index = jnp.where(is_wanted, number + 1, 0)
+        return number + 1, lax.switch(index, [lambda *_: nothing, *branches], *entries)
 
-    return lax.map(visit, jnp.arange(len(leaves), dtype=jnp.int32))
+    return lax.scan(visit, jnp.int32(0), (wanted, args))[1]
 
 
 def picked(array: Any, numbers: Numbers) -> Any:

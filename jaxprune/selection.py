@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import meshes, partition, patterns, threshold, ties, tree, wide
-from jaxprune.threshold import Problem
+from jaxprune import brackets, meshes, partition, patterns, threshold, ties, tree, wide
+from jaxprune.brackets import Problem
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
 from jaxprune.wide import Wide
 
@@ -206,7 +206,7 @@ def _joined(score: Score, slabs: list[Score], masks: list[Mask]) -> Mask:
 def _ends(problem: Problem) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
     """For each leaf the least key that stays, and the flat index from which on not even that does."""
     bracket, rows = threshold.find(problem)
-    tied, everything = threshold.are_tied(bracket), jnp.asarray(problem.sizes, jnp.int32)
+    tied, everything = brackets.are_tied(bracket), jnp.asarray(problem.sizes, jnp.int32)
     least = jnp.where((bracket.over == 0) | tied, bracket.low, bracket.high)
     least, tied_leaves = (partition.picked(own, problem.group) for own in (least, tied))
 

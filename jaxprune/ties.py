@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxprune import partition, spread, wide
-from jaxprune.threshold import Problem
+from jaxprune.brackets import Problem
 from jaxprune.wide import Wide
 
 
@@ -27,7 +27,7 @@ def cuts(
       problem: Leaves and their groups, which must ascend together.
       keys: What the ties of each group are equal to.
       wanted: For each group, how many of them stay.
-      rows: How many ties there are; see `threshold.Ties`.
+      rows: How many ties there are; see `threshold.Search`.
     """
     group, bundles = problem.group, partition.bundled(problem.parts)
     parts, own_key = [own for bundle in bundles for own in bundle], partition.picked(keys, group)
