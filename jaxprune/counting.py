@@ -30,8 +30,8 @@ class Count(NamedTuple):
     Attributes:
       above: How many keys lie at or above each mark.
       least: The lowest key at or above the floor; the highest integer if there is none.
-      first: How many lie at or above the first mark and below the second, in each row of the flat array; in all of it,
-        if the array is spread.
+      first: How many lie at or above the first mark and below the second, in each of `ROWS` rows of the flat array; in
+        all of it, if it is spread or one of few.
     """
 
     above: Int[Array, " mark"]
@@ -70,9 +70,9 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
 def count_rows(
     piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool
 ) -> tuple[Int[Array, " row"], ...]:
-    """The same numbers in each of `ROWS` rows of a flat array, `added` to which are those of the array.
+    """The same in each of `ROWS` rows of a flat array; `added` makes it what `count` finds in the array.
 
-    The last rows of an array that has no scores for them are empty.
+    Rows are empty where an array has no scores for them.
     """
     width = row_width(piece.size)
     whole = piece.size // width * width
@@ -106,7 +106,7 @@ def lift(piece: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
     return Lift(
         functools.reduce(jnp.add, [part.above for part in parts]),
         functools.reduce(jnp.logical_or, [part.crowded for part in parts]),
-        jnp.concatenate([part.lifted for part in parts]) if len(parts) > 1 else parts[0].lifted,
+        jnp.concatenate([part.lifted for part in parts]),
     )
 
 

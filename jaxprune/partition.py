@@ -1,9 +1,10 @@
 """The leaves that selection looks at, divided into parts.
 
 A large leaf is looked at as it lies: it is one part. Small leaves are copied together into rows, each of them a part,
-which are visited at once: a program for each leaf would take longer to compile than to run. A visitor gets a part's
-scores or keys, and results come back stacked by part. What fills a row up has the lowest integer as its key, which no
-score has.
+which are visited at once: a program for each leaf would take longer to compile than to run. For the same reason large
+leaves are visited one after the other by one program, of which only what reads a leaf is its own. A visitor gets a
+part's scores or keys, and results come back stacked by part. What fills a row up has the lowest integer as its key,
+which no score has.
 """
 
 from __future__ import annotations
@@ -151,12 +152,9 @@ class Rows(Parts):
 
     def at(self, places: Int[Array, "leaf place"]) -> Int[Array, "leaf place"]:
         """The keys at places of each leaf; of a place beyond its rows, any."""
-        first, _ = self._rows_of(self.leaves)
-        row, place = (
-            jnp.asarray(first, jnp.int32)[:, None] + places // self.array.shape[1],
-            places % self.array.shape[1],
-        )
-        return gathered(self.array, jnp.minimum(row, len(self.leaf) - 1) * self.array.shape[1] + place)
+        first, width = self._rows_of(self.leaves)[0], self.array.shape[1]
+        row = jnp.minimum(jnp.asarray(first, jnp.int32)[:, None] + places // width, len(self.leaf) - 1)
+        return gathered(self.array, row * width + places % width)
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """See `Parts`."""

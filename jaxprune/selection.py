@@ -1,7 +1,6 @@
 """Exact selection of the highest scores by counting.
 
-The threshold is found by `jaxprune.threshold`. Ties at it go to the lowest index, found by counting in ever smaller
-parts.
+The threshold is found by `jaxprune.threshold`. Ties at it go to the lowest index, found by `jaxprune.ties`.
 """
 
 from __future__ import annotations
@@ -172,7 +171,7 @@ def _select(
         if jointly:
             group = np.zeros(len(owner), np.int64)
         else:
-            keep = jax.tree.map(lambda own: own[filled], keep)
+            keep = jax.tree.map(lambda own: partition.picked(own, filled), keep)
         problem = Problem(partition.of(pieces, group, absolute), sizes, group, keep, dtype)
         ends = _ends(problem)
         for parts in problem.parts:

@@ -35,7 +35,7 @@ def count(
 
 
 def first_equal(scores: Any, key: Int[Array, ""], wanted: Int[Array, ""], absolute: bool) -> Int[Array, ""]:
-    """Where to cut the flat indices so that `wanted` scores with this key lie before; see `counting.first_equal`.
+    """Where to cut the flat indices so that `wanted` scores with this key lie before.
 
     The index is searched for by counting, nine ways at once: a prefix sum would bring the array to one device.
     """

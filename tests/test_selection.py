@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import counting, ordering, partition, patterns, selection, threshold
+from jaxprune import counting, marks, ordering, partition, patterns, selection, threshold
+from jaxprune.brackets import Bracket
 
 
 def oracle(scores, keep):
@@ -95,6 +96,50 @@ def test_the_least_key_behind_a_gap_is_found_in_counting(floor, least):
     keys = jnp.asarray(np.r_[np.zeros(3_000), 70, 90, np.full(700, 95)], jnp.int32)
     found = counting.count(keys, jnp.array([0, 1, 91], jnp.int32), jnp.int32(floor), False)
     assert (found.above.tolist(), int(found.least)) == ([3_702, 702, 700], least)
+
+
+@pytest.mark.parametrize("size", [1, 300, 2**10, 2**18, 2**18 + 77, 600_001])
+def test_rows_of_any_array_hold_its_counts_and_ties(size):
+    keys = np.random.default_rng(size).integers(-5, 5, size).astype(np.int32)
+    by_row = counting.count_rows(jnp.asarray(keys), jnp.array([-1, 0, 3], jnp.int32), jnp.int32(2), False)
+    found = counting.added(tuple(own[None] for own in by_row))
+    assert found.above[0].tolist() == [(keys >= mark).sum() for mark in (-1, 0, 3)]
+    assert int(found.least[0]) == min(keys[keys >= 2], default=2**31 - 1)
+    width = counting.row_width(size)
+    rows = np.pad(keys, (0, -size % width), constant_values=9).reshape(-1, width)
+    assert found.first[0].tolist() == [*(rows == -1).sum(axis=1), *[0] * (counting.ROWS - len(rows))]
+
+
+@pytest.mark.parametrize("size", [1, 50, 2**18, 23_456_789, 2**31 - 1])
+def test_sampled_places_lie_all_over_a_leaf(size):
+    places = np.sort(np.asarray(marks._places(np.array([size]), 1_000)[0]))
+    assert places[0] >= 0
+    assert places[-1] < size
+    assert np.diff(places, prepend=0, append=size).max() <= max(3 * size / 1_000, 1)
+
+
+@pytest.mark.parametrize("known", [[1, 3, 6, 9], [3, 6, 9], [1, 3, 6]])
+def test_interpolation_follows_a_curve(known):
+    """Of exponentially distributed scores a tenth is to stay; a line through both ends is far off."""
+    values = np.random.default_rng(0).exponential(size=1_000_000).astype(np.float32)
+    at = np.array([1.9, 2.1, 2.2, 2.25, 2.3, 2.35, 2.4, 2.5, 2.6, 2.8], np.float32)[known]
+    keys = ordering.keys(jnp.asarray(at))[None]
+    excess = jnp.asarray([[(values >= value).sum() - 100_000 for value in at]], jnp.int32)
+    low, high = known.index(3), known.index(6)
+    bracket = Bracket(keys[:, low], keys[:, high], excess[:, low], -excess[:, high])
+    line = excess[0, low] / (excess[0, low] - excess[0, high])
+    truth = (np.log(10) - at[low]) / (at[high] - at[low])
+    bent = line + marks.bend(bracket, keys, excess, jnp.float32)[0]
+    assert abs(line - truth) > 0.015
+    assert abs(bent - truth) < 0.005
+
+
+def test_interpolation_is_straight_where_nothing_tells_otherwise():
+    """No mark on either side, or one that holds no score more than the bracket."""
+    keys = jnp.arange(4, dtype=jnp.int32)[None] * 1_000
+    bracket = Bracket(keys[:, 1], keys[:, 2], jnp.array([5], jnp.int32), jnp.array([7], jnp.int32))
+    assert marks.bend(bracket, keys[:, 1:3], jnp.array([[5, -7]], jnp.int32), jnp.float32).tolist() == [0]
+    assert marks.bend(bracket, keys, jnp.array([[5, 5, -7, -7]], jnp.int32), jnp.float32).tolist() == [0]
 
 
 def test_leaves_compete_under_one_count_and_not_under_a_count_each():
