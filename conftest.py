@@ -28,6 +28,11 @@ def pytest_report_header():
     return f"jax {jax.__version__}, numpy {np.__version__}, optax {optax.__version__}"
 
 
+def pytest_xdist_auto_num_workers():
+    """Keeps to one process on an accelerator, whose memory the first that uses it takes."""
+    return None if jax.default_backend() == "cpu" else 0
+
+
 def pytest_runtest_teardown():
     """Lets go of compiled programs now and then: some thousands use up a process's memory maps, and XLA crashes."""
     if next(_finished) % _CLEARED_EVERY == 0:

@@ -154,27 +154,29 @@ def _haiku(x):
     return hk.nets.MLP([16, 4])(x)
 
 
-def pytrees():
-    kernel = jax.random.normal(KEY, (8, 16))
-    return {
-        "dict": {"kernel": kernel},
-        "list and tuple": [kernel, (kernel, jnp.ones(3))],
-        "NamedTuple with None": Pair(kernel, None),
-        "dataclass": Layer(kernel, "first"),
-        "one array": kernel,
-        "Flax Linen": Linen().init(KEY, jnp.ones((1, 8))),
-        "Flax NNX": nnx.state(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Param),
-        "Equinox": eqx.nn.MLP(8, 4, 16, 2, key=KEY),
-        "Haiku": hk.transform(_haiku).init(KEY, jnp.ones((1, 8))),
-        "empty": {},
-    }
+def kernel():
+    return jax.random.normal(KEY, (8, 16))
 
 
-@pytest.mark.parametrize("kind", pytrees())
+PYTREES = {
+    "dict": lambda: {"kernel": kernel()},
+    "list and tuple": lambda: [kernel(), (kernel(), jnp.ones(3))],
+    "NamedTuple with None": lambda: Pair(kernel(), None),
+    "dataclass": lambda: Layer(kernel(), "first"),
+    "one array": kernel,
+    "Flax Linen": lambda: Linen().init(KEY, jnp.ones((1, 8))),
+    "Flax NNX": lambda: nnx.state(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Param),
+    "Equinox": lambda: eqx.nn.MLP(8, 4, 16, 2, key=KEY),
+    "Haiku": lambda: hk.transform(_haiku).init(KEY, jnp.ones((1, 8))),
+    "empty": dict,
+}
+
+
+@pytest.mark.parametrize("kind", PYTREES)
 @pytest.mark.dtype_promotion
 @pytest.mark.rank_promotion
 def test_every_kind_of_pytree(kind):
-    tree = pytrees()[kind]
+    tree = PYTREES[kind]()
     masks = jaxprune.magnitude(tree, 0.5)
     pruned = jaxprune.apply(tree, masks)
     assert jax.tree.structure(pruned) == jax.tree.structure(tree)
@@ -204,7 +206,7 @@ SPARSE_TRAINING = {
 @pytest.mark.parametrize("kind", ["NamedTuple with None", "Flax NNX"])
 @pytest.mark.dtype_promotion
 def test_sparse_training_takes_every_kind_of_pytree(kind):
-    tree = pytrees()[kind]
+    tree = PYTREES[kind]()
     masks = jaxprune.magnitude(tree, 0.5)
     size = 0.9 * float(jnp.sqrt(jnp.mean(jnp.square(max(jax.tree.leaves(tree), key=jnp.size)))))  # of a weight by now
     for name, make in SPARSE_TRAINING.items():
@@ -223,7 +225,7 @@ def test_sparse_training_takes_every_kind_of_pytree(kind):
 @pytest.mark.parametrize("kind", ["list and tuple", "NamedTuple with None", "dataclass", "Flax NNX"])
 @pytest.mark.dtype_promotion
 def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
-    tree = pytrees()[kind]
+    tree = PYTREES[kind]()
     optimizer = jaxprune.masked(optax.sgd(0.1), None)
     trainer = jaxprune.Trainer(
         init=lambda params, masks: jaxprune.masked(optax.sgd(0.1), masks).init(params),
@@ -244,7 +246,7 @@ def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
 
 
 def test_paths_read_as_people_write_them():
-    found = {kind: jaxprune.tree.paths(tree) for kind, tree in pytrees().items()}
+    found = {kind: jaxprune.tree.paths(make()) for kind, make in PYTREES.items()}
     assert found["list and tuple"] == ["0", "1/0", "1/1"]
     assert found["NamedTuple with None"] == ["left"]
     assert found["dataclass"] == ["kernel"]
