@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from sybil.parsers.rest import DocTestParser
 # Shapes included. As for a type checker, an `int` will do for a `float`.
 install_import_hook("jaxprune", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-_CLEARED_EVERY = 50  # tests
+_LOOKED_AT_EVERY = 10  # tests
 _finished = itertools.count(1)
 
 _OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -28,10 +29,24 @@ def pytest_report_header():
     return f"jax {jax.__version__}, numpy {np.__version__}, optax {optax.__version__}"
 
 
+def pytest_xdist_auto_num_workers():
+    """Keeps to one process on an accelerator, whose memory the first that uses it takes."""
+    return None if jax.default_backend() == "cpu" else 0
+
+
 def pytest_runtest_teardown():
     """Lets go of compiled programs now and then: some thousands use up a process's memory maps, and XLA crashes."""
-    if next(_finished) % _CLEARED_EVERY == 0:
+    if next(_finished) % _LOOKED_AT_EVERY == 0 and _many_memory_maps():
         jax.clear_caches()
+
+
+def _many_memory_maps():
+    """Half of what Linux allows. No sooner, since much of what is cleared is compiled again."""
+    process = pathlib.Path("/proc")
+    if not (process / "self/maps").exists():
+        return False
+    allowed = int((process / "sys/vm/max_map_count").read_text())
+    return (process / "self/maps").read_bytes().count(b"\n") > allowed // 2
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,9 @@ def test_half_goes_to_even():
 
 
 @pytest.mark.parametrize(
-    "budget", [budgets.global_, functools.partial(budgets.global_, normalize=True), budgets.erk], ids=str
+    "budget",
+    [budgets.global_, functools.partial(budgets.global_, normalize=True), budgets.erk],
+    ids=["global", "normalized", "erk"],
 )
 @pytest.mark.parametrize("pattern", [UNSTRUCTURED, patterns.Block((2, 4)), patterns.Channel()], ids=str)
 def test_totals_are_exact_and_traced_or_not_the_same(budget, pattern):

@@ -83,10 +83,17 @@ def test_every_score_budget_and_pattern(name, dtype):
         assert jax.tree.map(lambda m: (m.shape, m.dtype), abstract) == jax.tree.map(lambda m: (m.shape, m.dtype), masks)
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_jit_agrees(name):
+# Every score with the pattern that compiles fastest, and two of them with the budget that compiles longest.
+JITTED = [
+    *((name, {"pattern": patterns.NM(2, 4)}) for name in SCORES),
+    *((name, {"sparsity": 0.5, "budget": budgets.global_}) for name in ("magnitude", "synflow")),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), JITTED, ids=[f"{name}-{'-'.join(options)}" for name, options in JITTED])
+def test_jit_agrees(name, options):
     def prune(tree):
-        return jaxprune.from_scores(SCORES[name](tree), 0.5, budget=budgets.global_)
+        return jaxprune.from_scores(SCORES[name](tree), **options)
 
     eager, jitted = prune(params()), jax.jit(prune)(params())
     assert float(jaxprune.overlap(eager, jitted)) > 0.97  # fused arithmetic may turn a near tie
@@ -154,27 +161,30 @@ def _haiku(x):
     return hk.nets.MLP([16, 4])(x)
 
 
-def pytrees():
-    kernel = jax.random.normal(KEY, (8, 16))
-    return {
-        "dict": {"kernel": kernel},
-        "list and tuple": [kernel, (kernel, jnp.ones(3))],
-        "NamedTuple with None": Pair(kernel, None),
-        "dataclass": Layer(kernel, "first"),
-        "one array": kernel,
-        "Flax Linen": Linen().init(KEY, jnp.ones((1, 8))),
-        "Flax NNX": nnx.state(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Param),
-        "Equinox": eqx.nn.MLP(8, 4, 16, 2, key=KEY),
-        "Haiku": hk.transform(_haiku).init(KEY, jnp.ones((1, 8))),
-        "empty": {},
-    }
+def kernel(shape=(8, 16)):
+    return jax.random.normal(KEY, shape)
 
 
-@pytest.mark.parametrize("kind", pytrees())
+# Of few shapes, so that the programs of one serve the others too.
+PYTREES = {
+    "dict": lambda: {"kernel": kernel()},
+    "list and tuple": lambda: [kernel(), (kernel((16, 4)), jnp.ones(3))],
+    "NamedTuple with None": lambda: Pair(kernel(), None),
+    "dataclass": lambda: Layer(kernel(), "first"),
+    "one array": kernel,
+    "Flax Linen": lambda: Linen().init(KEY, jnp.ones((1, 8))),
+    "Flax NNX": lambda: nnx.state(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Param),
+    "Equinox": lambda: eqx.nn.MLP(8, 4, 16, 2, key=KEY),
+    "Haiku": lambda: hk.transform(_haiku).init(KEY, jnp.ones((1, 8))),
+    "empty": dict,
+}
+
+
+@pytest.mark.parametrize("kind", PYTREES)
 @pytest.mark.dtype_promotion
 @pytest.mark.rank_promotion
 def test_every_kind_of_pytree(kind):
-    tree = pytrees()[kind]
+    tree = PYTREES[kind]()
     masks = jaxprune.magnitude(tree, 0.5)
     pruned = jaxprune.apply(tree, masks)
     assert jax.tree.structure(pruned) == jax.tree.structure(tree)
@@ -190,12 +200,16 @@ def test_every_kind_of_pytree(kind):
     assert float(jaxprune.sparsity(stepped, jaxprune.masks_of(state))) == (0.0 if kind == "empty" else 0.5)
 
 
+PATTERN = patterns.NM(2, 4)  # compiles fastest
+BY_SIZE = functools.partial(jaxprune.magnitude, pattern=PATTERN)
+BY_SCORES = functools.partial(jaxprune.from_scores, pattern=PATTERN)
+EXCHANGED = {"end": 1, "drop": 0.5, "pattern": PATTERN}
 SPARSE_TRAINING = {
-    "rigl": lambda masks, _: jaxprune.rigl(optax.sgd(0.1), masks, end=1, drop=0.5),
-    "sparse_evolution": lambda masks, _: jaxprune.sparse_evolution(optax.sgd(0.1), masks, KEY, end=1, drop=0.5),
-    "acdc": lambda masks, _: jaxprune.acdc(optax.sgd(0.1), jaxprune.magnitude, 0.5, end=1, every=1),
-    "dpf": lambda masks, _: jaxprune.dpf(optax.sgd(0.1), jaxprune.magnitude, 0.5, end=1),
-    "movement": lambda masks, _: jaxprune.movement(optax.sgd(0.1), jaxprune.from_scores, 0.5, end=1),
+    "rigl": lambda masks, _: jaxprune.rigl(optax.sgd(0.1), masks, **EXCHANGED),
+    "sparse_evolution": lambda masks, _: jaxprune.sparse_evolution(optax.sgd(0.1), masks, KEY, **EXCHANGED),
+    "acdc": lambda masks, _: jaxprune.acdc(optax.sgd(0.1), BY_SIZE, None, end=1, every=1),
+    "dpf": lambda masks, _: jaxprune.dpf(optax.sgd(0.1), BY_SIZE, None, end=1),
+    "movement": lambda masks, _: jaxprune.movement(optax.sgd(0.1), BY_SCORES, None, end=1),
     "soft_threshold": lambda _, size: jaxprune.soft_threshold(optax.sgd(0.1), size),
     "group_lasso": lambda _, size: jaxprune.group_lasso(optax.sgd(0.1), size),
 }
@@ -204,8 +218,8 @@ SPARSE_TRAINING = {
 @pytest.mark.parametrize("kind", ["NamedTuple with None", "Flax NNX"])
 @pytest.mark.dtype_promotion
 def test_sparse_training_takes_every_kind_of_pytree(kind):
-    tree = pytrees()[kind]
-    masks = jaxprune.magnitude(tree, 0.5)
+    tree = PYTREES[kind]()
+    masks = BY_SIZE(tree)
     size = 0.9 * float(jnp.sqrt(jnp.mean(jnp.square(max(jax.tree.leaves(tree), key=jnp.size)))))  # of a weight by now
     for name, make in SPARSE_TRAINING.items():
         optimizer = make(masks, size)
@@ -223,7 +237,7 @@ def test_sparse_training_takes_every_kind_of_pytree(kind):
 @pytest.mark.parametrize("kind", ["list and tuple", "NamedTuple with None", "dataclass", "Flax NNX"])
 @pytest.mark.dtype_promotion
 def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
-    tree = pytrees()[kind]
+    tree = PYTREES[kind]()
     optimizer = jaxprune.masked(optax.sgd(0.1), None)
     trainer = jaxprune.Trainer(
         init=lambda params, masks: jaxprune.masked(optax.sgd(0.1), masks).init(params),
@@ -244,7 +258,7 @@ def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
 
 
 def test_paths_read_as_people_write_them():
-    found = {kind: jaxprune.tree.paths(tree) for kind, tree in pytrees().items()}
+    found = {kind: jaxprune.tree.paths(make()) for kind, make in PYTREES.items()}
     assert found["list and tuple"] == ["0", "1/0", "1/1"]
     assert found["NamedTuple with None"] == ["left"]
     assert found["dataclass"] == ["kernel"]

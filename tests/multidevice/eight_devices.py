@@ -60,9 +60,15 @@ def collectives(compiled):
     ]
 
 
+@functools.cache
+def on_one_device(strategy):
+    """The masks that a strategy makes, once for both kinds of mesh."""
+    return jax.jit(strategy)({name: jnp.asarray(leaf) for name, leaf in whole().items()})
+
+
 def check(strategy, mesh, *, counts_only=True):
     """The strategy on a mesh: the masks of one device, split as the parameters, by counts alone."""
-    expected = jax.jit(strategy)({name: jnp.asarray(leaf) for name, leaf in whole().items()})
+    expected = on_one_device(strategy)
     tree = spread(whole(), mesh)
     compiled = jax.jit(strategy).lower(tree).compile()
     masks = compiled(tree)

@@ -14,7 +14,7 @@ PLATFORM = {"JAX_PLATFORMS": "cpu"}
 
 def pytest_in_a_process(path, *arguments):
     environment = {**os.environ, **PLATFORM, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, str(path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *arguments, str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=HERE.parents[1])
 
 

@@ -1,5 +1,7 @@
 """One of two processes that prune and train together; prints a digest of what it holds. `test_meshes.py` starts both.
 
+The first also compares with one device; the second need not, since their digests have to be the same.
+
 Usage: two_processes.py ADDRESS NUMBER
 """
 
@@ -22,7 +24,7 @@ OPTIMIZER = jaxprune.gradual(optax.sgd(0.5), jaxprune.magnitude, optax.linear_sc
 
 
 def main(address: str, number: int) -> None:
-    """Works on a tree that is spread over both processes, compares with one device, prints what every process holds."""
+    """Works on a tree that is spread over both processes and prints what every process holds."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     assert jax.process_count() == 2
@@ -32,7 +34,7 @@ def main(address: str, number: int) -> None:
     jointly = functools.partial(jaxprune.magnitude, sparsity=0.7, budget=budgets.global_)
     tasks = [jax.jit(jointly), trained]
     digest = hashlib.sha256()
-    alone = [task(kernels) for task in tasks]
+    alone = [task(kernels) if number == 0 else None for task in tasks]
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(kind,))
         spread = {name: placed(kernel, NamedSharding(mesh, SPECS[name])) for name, kernel in kernels.items()}
@@ -40,8 +42,9 @@ def main(address: str, number: int) -> None:
             result = task(spread)
             assert all(not leaf.is_fully_addressable for leaf in jax.tree.leaves(result))
             together = multihost_utils.process_allgather(result, tiled=True)
-            pairs = zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True)
-            assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+            if number == 0:
+                pairs = zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True)
+                assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
             for leaf in jax.tree.leaves(together):
                 digest.update(np.asarray(leaf).tobytes())
     print(digest.hexdigest())
