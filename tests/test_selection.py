@@ -36,6 +36,31 @@ def kinds(size, seed=0):
     }
 
 
+@pytest.fixture(autouse=True)
+def _none_are_few(monkeypatch, request):
+    """What is done for few scores has a test of its own; here the others are small for the tests' sake."""
+    if "few" not in request.fixturenames:
+        monkeypatch.setattr(selection, "_FEW", 0)
+
+
+@pytest.mark.parametrize("kind", kinds(8))
+@pytest.mark.parametrize("few", [jnp.float32, jnp.bfloat16])
+def test_few_scores_are_bisected(few, kind):
+    """The same masks, of leaves each by itself and together, some of them empty or of another dtype."""
+    scores = [jnp.asarray(kinds(size, size)[kind]).astype(few) for size in (1, 40, 130)] + [jnp.zeros((0, 3))]
+    scores[1] = scores[1].reshape(5, 8).astype(jnp.float32)
+    for share in (0, 0.3, 1):
+        counts = [round(share * score.size) for score in scores]
+        for got, score, count in zip(jaxprune.select(scores, counts), scores, counts, strict=True):
+            assert np.array_equal(got, oracle(score.astype(jnp.float32), count))
+        together = np.concatenate([np.asarray(score, np.float32).ravel() for score in scores])
+        for absolute in (False, True):
+            got = jaxprune.select(scores, sum(counts), absolute=absolute)
+            expected = oracle(np.abs(together) if absolute else together, sum(counts))
+            assert np.array_equal(np.concatenate([np.ravel(mask) for mask in got]), expected)
+            assert [mask.shape for mask in got] == [score.shape for score in scores]
+
+
 @pytest.mark.parametrize("kind", kinds(8))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_select_is_exact(kind, dtype):
