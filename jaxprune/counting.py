@@ -69,10 +69,10 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
 
 def count_rows(
     piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool
-) -> tuple[Int[Array, " row"], ...]:
-    """The same in each of `ROWS` rows of a flat array; `added` makes it what `count` finds in the array.
+) -> Int[Array, "number row"]:
+    """The same in each of `ROWS` rows of a flat array: for each mark the keys at or above it, and the least key.
 
-    Rows are empty where an array has no scores for them.
+    `added` makes it what `count` finds in the array. Rows are empty where an array has no scores for them.
     """
     width = row_width(piece.size)
     whole = piece.size // width * width
@@ -80,13 +80,16 @@ def count_rows(
     found = [spread.counted(rows, marks, floor, absolute, (1,)) for rows in parts]
     *above, least = (jnp.concatenate(own) for own in zip(*found, strict=True))
     empty = (0, ROWS - len(least))
-    return (*(jnp.pad(own, empty) for own in above), jnp.pad(least, empty, constant_values=jnp.iinfo(least.dtype).max))
+    above = [jnp.pad(own, empty).astype(marks.dtype) for own in above]
+    return jnp.stack([*above, jnp.pad(least, empty, constant_values=jnp.iinfo(least.dtype).max)])
 
 
-def added(by_row: tuple[Int[Array, "part row"], ...]) -> Count:
+def added(by_row: Int[Array, "part number row"]) -> Count:
     """What was counted in the rows of several arrays, for each of them."""
-    *above, least = spread.summed(by_row, (1,))
-    return Count(jnp.stack(above, axis=1), least, by_row[0] - by_row[1])
+    *above, least = (by_row[:, number] for number in range(by_row.shape[1]))
+    above = [own.astype(jnp.int32) for own in above]
+    *totals, least = spread.summed((*above, least), (1,))
+    return Count(jnp.stack(totals, axis=1), least, above[0] - above[1])
 
 
 def row_width(size: int) -> int:
