@@ -52,17 +52,18 @@ def cuts(
     if len(found) < len(parts):
         row, left = _passing(tied.reshape(-1, size, size), stay)
         first = row * width
-        place = first[:, None] + jnp.arange(width.max(), dtype=jnp.int32)[None]
-        end = jnp.minimum(first + width, problem.sizes.astype(np.int32))[:, None]
-        own, looked_up = partition.look_up(problem.parts, jnp.minimum(place, end - 1), is_cut)
-        equal = (looked_up == partition.picked(own_key, own)[:, None]) & partition.picked(place < end, own)
+        # Counted from the row's start: the place after a leaf's last may not fit 32 bits.
+        length = jnp.minimum(width, problem.sizes.astype(np.int32) - first)[:, None]
+        place = jnp.arange(width.max(), dtype=jnp.int32)[None]
+        own, looked_up = partition.look_up(problem.parts, first[:, None] + jnp.minimum(place, length - 1), is_cut)
+        equal = (looked_up == partition.picked(own_key, own)[:, None]) & partition.picked(place < length, own)
         inner, _ = _passing(
             _filled(equal.astype(jnp.int32), size**2).reshape(-1, size, size), partition.picked(left, own)
         )
         found.append(partition.picked(first, own) + inner)
         leaves.append(own)
     cut = partition.picked(jnp.concatenate(found), np.argsort(np.concatenate(leaves)))
-    return jnp.where(are_all, jnp.asarray(problem.sizes, jnp.int32), cut)
+    return jnp.where(are_all, jnp.asarray(problem.sizes, jnp.int32), jnp.where(is_cut, cut, 0))
 
 
 def _filled(rows: Int[Array, "leaf _"], length: int) -> Int[Array, "leaf {length}"]:

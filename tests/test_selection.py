@@ -185,6 +185,17 @@ def test_ties_across_leaves_go_to_the_first_leaf():
     assert masks["b"].tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("most", [200, 10**6])
+def test_ties_across_large_leaves_go_to_the_first(most, monkeypatch):
+    """Other than zeros; the leaves before the one that is cut keep all of theirs, those after it none."""
+    monkeypatch.setattr(partition, "_LARGE", most)
+    scores = [np.random.default_rng(i).choice([1.0, 3.0, 5.0], 500).astype(np.float32) for i in range(12)]
+    together = np.concatenate(scores)
+    for keep in (np.sum(together > 3) + extra for extra in (1, 700, 1_900)):
+        masks = jaxprune.select([jnp.asarray(score) for score in scores], int(keep))
+        assert np.array_equal(np.concatenate(masks), oracle(together, keep)), keep
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_many_leaves_are_exact_whatever_their_sizes(seed, monkeypatch):
     """Rows of small leaves, and more large ones than are lifted from: here a row is short, and 200 scores are many."""
