@@ -92,8 +92,9 @@ def _sample(problem: Problem, integer: Any) -> tuple[Int[Array, "group sample"],
     groups = len(brackets.totals(problem))
     each = max(_SAMPLE // groups, _SAMPLE_EACH)
     counts = np.minimum(problem.sizes, each * problem.sizes // brackets.totals(problem)[problem.group] + 1)
-    # As many as are looked up of ties, since what looks up so many is compiled once.
+    # As many as are looked up of ties, unless those are very many: what looks up so many is compiled once.
     length = int(max(counts.max(), *(own.row_widths.max() for own in problem.parts)))
+    length = length if length <= partition.MANY else int(counts.max())
     leaves, keys = partition.look_up(problem.parts, _places(problem.sizes, length))
     in_use = np.arange(length) < counts[leaves, None]
     owners = np.where(in_use, problem.group[leaves, None], groups).reshape(-1)

@@ -27,6 +27,9 @@ Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 _LARGE = 2**18  # scores in a leaf that is not copied
 _ROW = 2**10  # places in a row
 
+MANY = 2**12
+"""More numbers than these are not made for every leaf only to have fewer programs to compile."""
+
 
 @dataclass(frozen=True)
 class Parts:

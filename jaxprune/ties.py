@@ -34,9 +34,10 @@ def cuts(
     order = np.argsort(np.concatenate([own.leaves for own in parts]))
     width = np.concatenate([own.row_widths for own in parts])[order].astype(np.int32)
     by_leaf = [own[0].by_leaf(found) for own, found in zip(bundles, rows, strict=True)]
-    # The same for rows and for the places of one: what looks into so many blocks is compiled once.
-    size = math.isqrt(max(width.max(), *(found.shape[1] for found in by_leaf)) - 1) + 1
-    tied = partition.picked(jnp.concatenate([_filled(found, size**2) for found in by_leaf]), order)
+    rows_most, places_most = max(found.shape[1] for found in by_leaf), int(width.max())
+    if places_most <= partition.MANY:  # then what looks into rows and into the places of one is compiled once
+        rows_most = places_most = max(rows_most, places_most)
+    tied = partition.picked(jnp.concatenate([_filled(found, rows_most) for found in by_leaf]), order)
     if len(np.unique(group)) == len(group):  # then some are wanted of any leaf with ties, and others not
         stay, are_all = wide.clipped(wanted), False
         is_cut = stay > 0
@@ -50,16 +51,14 @@ def cuts(
     found = [own.cut(own_key, stay, is_cut) for own in parts if partition.is_spread(own)]
     leaves = [own.leaves for own in parts if partition.is_spread(own)]
     if len(found) < len(parts):
-        row, left = _passing(tied.reshape(-1, size, size), stay)
+        row, left = _passing(tied, stay)
         first = row * width
         # Counted from the row's start: the place after a leaf's last may not fit 32 bits.
         length = jnp.minimum(width, problem.sizes.astype(np.int32) - first)[:, None]
         place = jnp.arange(width.max(), dtype=jnp.int32)[None]
         own, looked_up = partition.look_up(problem.parts, first[:, None] + jnp.minimum(place, length - 1), is_cut)
         equal = (looked_up == partition.picked(own_key, own)[:, None]) & partition.picked(place < length, own)
-        inner, _ = _passing(
-            _filled(equal.astype(jnp.int32), size**2).reshape(-1, size, size), partition.picked(left, own)
-        )
+        inner, _ = _passing(_filled(equal.astype(jnp.int32), places_most), partition.picked(left, own))
         found.append(partition.picked(first, own) + inner)
         leaves.append(own)
     cut = partition.picked(jnp.concatenate(found), np.argsort(np.concatenate(leaves)))
@@ -72,14 +71,15 @@ def _filled(rows: Int[Array, "leaf _"], length: int) -> Int[Array, "leaf {length
 
 
 def _passing(
-    blocks: Int[Array, "leaf block place"], wanted: Int[Array, " leaf"]
+    counts: Int[Array, "leaf place"], wanted: Int[Array, " leaf"]
 ) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
-    """The first place in all blocks at which the sum passes what is wanted, and what is left of that before it.
+    """The first place at which the sum of the counts passes what is wanted, and what is left of that before it.
 
-    Looked for among the blocks and then, by the same program, in one of them: a prefix sum takes longer to compile.
-    There are as many blocks as places in a block.
+    Looked for among blocks of places and then, by the same program, in one of as many: a prefix sum takes longer to
+    compile.
     """
-    size = blocks.shape[2]
+    size = math.isqrt(counts.shape[1] - 1) + 1
+    blocks = _filled(counts, size**2).reshape(-1, size, size)
     is_before, is_through = (np.tri(size, k=last, dtype=bool)[None] for last in (-1, 0))
 
     def look(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
