@@ -171,8 +171,9 @@ def _counts(
 def _counted(search: Search, problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]], Float[Array, " group"]]:
     """The bracket, its ties and its bend after one pass that only counts, over the groups that are not finished."""
     bracket, ties, where = search
-    is_open, are_last = brackets.is_open(bracket), brackets.is_unfinished(bracket) & ~brackets.is_open(bracket)
-    found = _counts(problem, is_open | are_last, where, are_last)
+    wanted, is_open = brackets.is_unfinished(bracket), brackets.is_open(bracket)
+    are_last = wanted & ~is_open
+    found = _counts(problem, wanted, where, are_last)
     ties = [own + count.first for own, count in zip(ties, found, strict=True)]
     least = partition.by_group(problem.parts, [count.least for count in found], jax.ops.segment_min)
     excess = _excess(problem, [count.above for count in found])
