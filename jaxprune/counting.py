@@ -10,6 +10,7 @@ import functools
 import math
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int
@@ -67,12 +68,14 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
     return Count(above, least, above[:1] - above[1:2])
 
 
+@functools.partial(jax.jit, static_argnames="absolute")
 def count_rows(
     piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool
-) -> Int[Array, "number row"]:
+) -> list[Int[Array, " row"]]:
     """The same in each of `ROWS` rows of a flat array: for each mark the keys at or above it, and the least key.
 
-    `added` makes it what `count` finds in the array. Rows are empty where an array has no scores for them.
+    `added` makes it what `count` finds in the array. Rows are empty where an array has no scores for them. Traced once
+    for all arrays of a size.
     """
     width = row_width(piece.size)
     whole = piece.size // width * width
@@ -80,8 +83,10 @@ def count_rows(
     found = [spread.counted(rows, marks, floor, absolute, (1,)) for rows in parts]
     *above, least = (jnp.concatenate(own) for own in zip(*found, strict=True))
     empty = (0, ROWS - len(least))
-    above = [jnp.pad(own, empty).astype(marks.dtype) for own in above]
-    return jnp.stack([*above, jnp.pad(least, empty, constant_values=jnp.iinfo(least.dtype).max)])
+    if empty[1]:
+        above = [jnp.pad(own, empty) for own in above]
+        least = jnp.pad(least, empty, constant_values=jnp.iinfo(least.dtype).max)
+    return [*(own.astype(marks.dtype) for own in above), least]
 
 
 def added(by_row: Int[Array, "part number row"]) -> Count:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxprune import brackets, counting, ordering, partition, tree, wide
+from jaxprune import brackets, counting, ordering, partition, spread, tree, wide
 from jaxprune.brackets import Bracket, Problem
 from jaxprune.partition import Numbers
 
@@ -76,7 +76,7 @@ def sampled(problem: Problem, start: Bracket, offsets: Sequence[float]) -> Marks
         return jnp.minimum(jnp.take_along_axis(ascending, index, axis=1), jnp.iinfo(ascending.dtype).max - 1)
 
     quantiles = at(position.astype(jnp.int32))
-    following = at(jnp.sum(ascending[:, None, :] <= quantiles[:, :, None], axis=2, dtype=jnp.int32) + _NEXT)
+    following = at(spread.how_many(ascending[:, None, :] <= quantiles[:, :, None], (2,)) + _NEXT)
     is_before = (quantiles[:, None, :] == quantiles[:, :, None]) & np.tri(len(offsets), k=-1, dtype=bool)[None]
     before = jnp.sum(is_before, axis=2, dtype=jnp.int32)  # how many quantiles before it are equal to each
     marks = jnp.where(before == 0, quantiles, jnp.where(before == 1, quantiles + 1, following))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, UInt
+from jaxtyping import Array, Bool, Int, Shaped, UInt
 
 from jaxprune import counting, meshes, ordering, spread
 
@@ -26,6 +26,7 @@ Numbers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 _LARGE = 2**18  # scores in a leaf that is not copied
 _ROW = 2**10  # places in a row
+_BRANCHES = 2**5  # of a switch
 
 MANY = 2**12
 """More numbers than these are not made for every leaf only to have fewer programs to compile."""
@@ -118,9 +119,7 @@ class Whole(Parts):
 
     def masks(self, least: Int[Array, " all_leaves"], cut: Int[Array, " all_leaves"]) -> list[Bool[Array, "..."]]:
         """See `Parts`."""
-        own, end = (lax.dynamic_index_in_dim(ends, self.own_leaf, keepdims=False) for ends in (least, cut))
-        late = meshes.flat_index(self.array.shape) >= end
-        return [ordering.keys(self.array, self.absolute) >= own + late.astype(own.dtype)]
+        return [_mask(self.array, least, cut, self.own_leaf, absolute=self.absolute)]
 
 
 @dataclass(frozen=True)
@@ -255,34 +254,41 @@ def bundled(parts: Sequence[Parts]) -> list[Sequence[Parts]]:
 
 
 def in_turn(
-    leaves: Sequence[Parts], function: Callable[..., Any], wanted: Bool[Array, " leaf"] | None, *args: Array
-) -> Any:
+    leaves: Sequence[Parts],
+    function: Callable[..., Sequence[Array]],
+    wanted: Bool[Array, " leaf"],
+    *args: Array,
+) -> Shaped[Array, "leaf number _"]:
     """What a function finds in each of several leaves, one after the other.
 
     Like this only what is particular to a leaf is compiled for it.
 
     Args:
       leaves: Such as `can_be_in_turn`.
-      function: Takes the flat leaf, its entry of each of `args`, and whether scores rank by `absolute` value. Its
-        results have the same shapes for all leaves.
-      wanted: The leaves to visit, or all; for others the results are zeros, and they are not read.
+      function: Takes the flat leaf, its entry of each of `args`, and whether scores rank by `absolute` value. Returns
+        arrays of one shape, which is the same for all leaves.
+      wanted: The leaves to visit. Others are not read; their results are zeros.
       args: Arrays with an entry for each leaf.
 
     Returns:
       The results, stacked by leaf.
     """
     branches = [functools.partial(own.told(function), own.array) for own in leaves]
+    numbers = np.arange(len(leaves), dtype=np.int32)
     shapes = jax.eval_shape(branches[0], *(arg[0] for arg in args))
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    nothing = jnp.zeros((len(leaves), len(shapes), *shapes[0].shape), shapes[0].dtype)
 
-    def visit(number: Int[Array, ""], own: tuple[Any, Sequence[Array]]) -> tuple[Array, Any]:
-        is_wanted, entries = own
-        if wanted is None:
-            return number + 1, lax.switch(number, branches, *entries)
-        index = jnp.where(is_wanted, number + 1, 0)
-        return number + 1, lax.switch(index, [lambda *_: nothing, *branches], *entries)
+    def from_on(number: Int[Array, ""] | int) -> Int[Array, ""]:
+        return jnp.min(jnp.where(wanted & (numbers >= number), numbers, len(leaves)))
 
-    return lax.scan(visit, jnp.int32(0), (wanted, args))[1]
+    def visit(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        number, found = state
+        entries = [lax.dynamic_index_in_dim(arg, number, keepdims=False) for arg in args]
+        # Stacked here, as what each branch does by itself is compiled for each.
+        own = jnp.stack(_switch(number, branches, *entries))
+        return from_on(number + 1), lax.dynamic_update_index_in_dim(found, own, number, 0)
+
+    return lax.while_loop(lambda state: state[0] < len(leaves), visit, (from_on(0), nothing))[1]
 
 
 def picked(array: Any, numbers: Numbers) -> Any:
@@ -306,17 +312,12 @@ def look_up(
     Returns:
       Numbers of leaves, and keys of each.
     """
-
-    def at(piece: Any, own: Int[Array, " place"], absolute: bool) -> Any:
-        del absolute
-        return gathered(piece, own)
-
     found = list[tuple[Numbers, Any]]()
     for bundle in bundled(parts):
         first, leaves = bundle[0], np.concatenate([own.leaves for own in bundle])
         if can_be_in_turn(first):
-            here = None if wanted is None else picked(wanted, leaves)
-            scores = in_turn(bundle, at, here, picked(places, leaves))
+            here = jnp.ones(len(leaves), bool) if wanted is None else picked(wanted, leaves)
+            scores = in_turn(bundle, _at, here, picked(places, leaves))[:, 0]
             found.append((leaves, ordering.keys(scores, first.absolute)))
         elif isinstance(first, Rows):
             found.append((leaves, first.at(picked(places, leaves))))
@@ -334,6 +335,39 @@ def by_group(parts: Sequence[Parts], found: Sequence[Any], summary: Callable[...
     """
     group = np.concatenate([own.group for own in parts])
     return summary(jnp.concatenate(found), jnp.asarray(group, jnp.int32), int(group.max()) + 1)
+
+
+@functools.partial(jax.jit, static_argnames="absolute")
+def _at(piece: Any, places: Int[Array, " place"], absolute: bool) -> list[Any]:
+    """What lies at places of a leaf, as `in_turn` wants it; traced once for all leaves of a size."""
+    del absolute
+    return [gathered(piece, places)]
+
+
+@functools.partial(jax.jit, static_argnames="absolute")
+def _mask(
+    array: Any,
+    least: Int[Array, " all_leaves"],
+    cut: Int[Array, " all_leaves"],
+    number: UInt[Array, ""],
+    absolute: bool,
+) -> Bool[Array, "..."]:
+    """The mask of the leaf with this number; traced once for all leaves of a shape."""
+    own, end = (lax.dynamic_index_in_dim(ends, number, keepdims=False) for ends in (least, cut))
+    late = meshes.flat_index(array.shape) >= end
+    return ordering.keys(array, absolute) >= own + late.astype(own.dtype)
+
+
+def _switch(number: Int[Array, ""], branches: Sequence[Callable[..., Any]], *args: Array) -> Any:
+    """What the branch with this number returns.
+
+    Of very many, XLA compares the lifetimes of all results; so they are divided among switches.
+    """
+    groups = [branches[start : start + _BRANCHES] for start in range(0, len(branches), _BRANCHES)]
+    if len(groups) == 1:
+        return lax.switch(number, branches, *args)
+    within = [functools.partial(lax.switch, number % _BRANCHES, group) for group in groups]
+    return lax.switch(number // _BRANCHES, within, *args)
 
 
 def _rows(leaves: Sequence[Any], absolute: bool) -> Int[Array, "row place"]:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune import brackets, meshes, ordering, partition, patterns, threshold, ties, tree, wide
+from jaxprune import brackets, meshes, ordering, partition, patterns, spread, threshold, ties, tree, wide
 from jaxprune.brackets import Problem
 from jaxprune.typing import Counts, Mask, Masks, Score, Scores
 from jaxprune.wide import Wide
@@ -243,4 +243,4 @@ def _ends(problem: Problem) -> tuple[Int[Array, " leaf"], Int[Array, " leaf"]]:
         wanted, own = threshold.looked_at_after(wanted, problem)
         return least, jnp.where(tied_leaves, ties.cuts(own, bracket.low, wanted, rows), everything)
 
-    return lax.cond(jnp.any(tied), cut, lambda: (least, everything))
+    return lax.cond(spread.how_many(tied, (0,)) > 0, cut, lambda: (least, everything))

@@ -7,6 +7,7 @@ every device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,16 @@ def summed(counts: Sequence[Int[Array, "..."]], axes: tuple[int, ...]) -> Sequen
     top = jnp.array(jnp.iinfo(counts[-1].dtype).max, counts[-1].dtype)
     start = (*(jnp.int32(0),) * (len(counts) - 1), top)
     return lax.reduce(counts, start, lambda x, y: (*plus(x[:-1], y[:-1]), jnp.minimum(x[-1], y[-1])), axes)
+
+
+def how_many(found: Bool[Array, "..."], axes: tuple[int, ...]) -> Int[Array, "..."]:
+    """How many are true along these axes.
+
+    Those that are not are counted too, as XLA makes three programs of a long sum, but one of two sums side by side.
+    """
+    summands = found.astype(jnp.int32), (~found).astype(jnp.int32)
+    number, others = lax.reduce(summands, (jnp.int32(0), jnp.int32(0)), plus, axes)
+    return jnp.minimum(number, math.prod(found.shape[axis] for axis in axes) - others)
 
 
 def totals(counts: Sequence[Int[Array, "..."]]) -> Int[Array, " total"]:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune import brackets, counting, marks, partition, wide
+from jaxprune import brackets, counting, marks, partition, spread, wide
 from jaxprune.brackets import Bracket, Problem
 from jaxprune.marks import Marks
 from jaxprune.partition import Parts
@@ -138,10 +138,13 @@ def _searched(
             bracket, bend = _lifted(bracket, bend, own)
         return Search(bracket, ties, marks.at_ties(bracket, marks_of(bracket, bend, own)))
 
+    def unfinished(state: Search) -> Bool[Array, ""]:
+        return spread.how_many(brackets.is_unfinished(state.bracket), (0,)) > 0
+
     everywhere = jnp.ones(len(bracket.low), bool)
     shapes = jax.eval_shape(lambda: [own.first for own in _counts(problem, everywhere, first, everywhere)])
     start = Search(bracket, [jnp.zeros(own.shape, own.dtype) for own in shapes], first)
-    found = lax.while_loop(lambda state: jnp.any(brackets.is_unfinished(state.bracket)), narrow, start)
+    found = lax.while_loop(unfinished, narrow, start)
     return found.bracket, found.ties
 
 
@@ -156,7 +159,7 @@ def _counts(
         first, group = bundle[0], np.concatenate([own.group for own in bundle])
 
         def told(count: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda piece, own, absolute: count(piece, own[:-1], own[-1], absolute)
+            return lambda piece, own, absolute: count(piece, own[:-1], own[-1], absolute=absolute)
 
         if partition.can_be_in_turn(first):
             here, own = partition.picked(wanted, group), partition.picked(asked, group)

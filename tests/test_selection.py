@@ -127,7 +127,7 @@ def test_the_least_key_behind_a_gap_is_found_in_counting(floor, least):
 def test_rows_of_any_array_hold_its_counts_and_ties(size):
     keys = np.random.default_rng(size).integers(-5, 5, size).astype(np.int32)
     by_row = counting.count_rows(jnp.asarray(keys), jnp.array([-1, 0, 3], jnp.int32), jnp.int32(2), False)
-    found = counting.added(by_row[None])
+    found = counting.added(jnp.stack(by_row)[None])
     assert found.above[0].tolist() == [(keys >= mark).sum() for mark in (-1, 0, 3)]
     assert int(found.least[0]) == min(keys[keys >= 2], default=2**31 - 1)
     width = counting.row_width(size)
@@ -201,6 +201,7 @@ def test_many_leaves_are_exact_whatever_their_sizes(seed, monkeypatch):
     """Rows of small leaves, and more large ones than are lifted from: here a row is short, and 200 scores are many."""
     monkeypatch.setattr(partition, "_LARGE", 200)
     monkeypatch.setattr(partition, "_ROW", 32)
+    monkeypatch.setattr(partition, "_BRANCHES", (5, 12)[seed % 2])
     rng = np.random.default_rng(seed)
     names = list(kinds(8))
     sizes = [*rng.integers(1, 200, 9), *rng.choice([200, 256, 300 + seed], 12)]
