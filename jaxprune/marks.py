@@ -6,7 +6,6 @@ least, whatever the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -20,6 +19,9 @@ from jaxprune.partition import Numbers
 
 Keys: TypeAlias = Int[Array, "group mark"]
 
+# How far from where the threshold is expected a pass counts, in deviations: the first, by a sample, and others.
+_SAMPLED = (-3, -1.2, -0.4, 0.4, 1.2, 3)
+_NEAR = (-1.6, -0.5, 0.5, 1.6)
 _SAMPLE = 2**13  # scores sampled over all groups
 _SAMPLE_EACH = 2**9  # and at least so many in each
 _MOST_BENT = 0.1  # of a bracket
@@ -28,22 +30,6 @@ _FEW = 32  # scores in a bracket, the spread of which says little
 _NEAREST = (jnp.maximum, jnp.minimum, jnp.minimum, jnp.maximum)
 _GOLDEN = 0x9E3779B9  # the fraction of the golden ratio, times 2**32
 _EVEN = np.arange(8, dtype=np.float32) / 8
-
-
-class Spacing(NamedTuple):
-    """How far from where the threshold is expected a pass counts, in deviations.
-
-    Attributes:
-      sampled: In the first pass, where a sample tells the deviation.
-      near: In others, which count at two more marks.
-    """
-
-    sampled: tuple[float, ...]
-    near: tuple[float, ...]
-
-
-COARSE = Spacing((-4, -2, -0.7, 0.7, 2, 4), (-2.5, -0.7, 0.7, 2.5))  # enough where a window is lifted out next
-FINE = Spacing((-4, -2.2, -1.1, -0.35, 0.35, 1.1, 2.2, 4), (-3, -1.2, -0.4, 0.4, 1.2, 3))
 
 
 class Marks(NamedTuple):
@@ -59,8 +45,8 @@ class Marks(NamedTuple):
     floor: Int[Array, " group"]
 
 
-def sampled(problem: Problem, start: Bracket, offsets: Sequence[float]) -> Marks:
-    """Sample quantiles up to four deviations around the threshold.
+def sampled(problem: Problem, start: Bracket) -> Marks:
+    """Sample quantiles up to three deviations around the threshold.
 
     A value that several of them share, such as the 0 of what is pruned already, is told from what lies above it: first
     a gap, then the next few scores.
@@ -69,7 +55,7 @@ def sampled(problem: Problem, start: Bracket, offsets: Sequence[float]) -> Marks
     share = wide.floating(problem.keep) / jnp.asarray(brackets.totals(problem), jnp.float32)
     deviation = jnp.sqrt(drawn * share * (1 - share)) + 1
     expected = jnp.asarray(drawn) * (1 - share)
-    position = expected[:, None] + jnp.array(offsets, jnp.float32)[None, :] * deviation[:, None]
+    position = expected[:, None] + jnp.array(_SAMPLED, jnp.float32)[None, :] * deviation[:, None]
 
     def at(position: Int[Array, "group mark"]) -> Keys:
         index = jnp.clip(position, 0, np.maximum(drawn.astype(np.int32) - 1, 0)[:, None])
@@ -77,7 +63,7 @@ def sampled(problem: Problem, start: Bracket, offsets: Sequence[float]) -> Marks
 
     quantiles = at(position.astype(jnp.int32))
     following = at(spread.how_many(ascending[:, None, :] <= quantiles[:, :, None], (2,)) + _NEXT)
-    is_before = (quantiles[:, None, :] == quantiles[:, :, None]) & np.tri(len(offsets), k=-1, dtype=bool)[None]
+    is_before = (quantiles[:, None, :] == quantiles[:, :, None]) & np.tri(len(_SAMPLED), k=-1, dtype=bool)[None]
     before = jnp.sum(is_before, axis=2, dtype=jnp.int32)  # how many quantiles before it are equal to each
     marks = jnp.where(before == 0, quantiles, jnp.where(before == 1, quantiles + 1, following))
     after_two = (before[:, 1:] == 0) & (before[:, :-1] == 1)
@@ -130,14 +116,14 @@ def window(bracket: Bracket, bend: Float[Array, " group"], problem: Problem) -> 
     return _pinned(jnp.where(inside <= liftable, ends, guesses))
 
 
-def spaced(bracket: Bracket, bend: Float[Array, " group"], problem: Problem, near: Sequence[float]) -> Marks:
+def spaced(bracket: Bracket, bend: Float[Array, " group"], problem: Problem) -> Marks:
     """Keys that cut a wide bracket into equal parts; in another one, marks around where the threshold is expected.
 
     Interpolation says nothing where scores lie over many powers of two. A few more marks bound the number of passes.
     """
     share, deviation, inside = _expected(bracket, bend)
-    even = np.arange(1, len(near) + 1, dtype=np.float32)[None, :] / (len(near) + 1)
-    expected = share + jnp.array(near, jnp.float32)[None, :] * deviation
+    even = np.arange(1, len(_NEAR) + 1, dtype=np.float32)[None, :] / (len(_NEAR) + 1)
+    expected = share + jnp.array(_NEAR, jnp.float32)[None, :] * deviation
     shares = jnp.where(inside <= _FEW, even, expected)
     above_low = bracket.low[:, None] + 1
     mixed = jnp.concatenate([_inside(bracket, shares, problem.dtype), _even_keys(bracket, 2), above_low], axis=1)

@@ -9,7 +9,6 @@ follow again. Some of the marks halve the bracket at the least, whatever the dat
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -57,11 +56,9 @@ def find(problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
     # What is sampled or lifted out of leaves that are spread over devices would travel between them.
     is_spread = any(partition.is_spread(parts) for parts in problem.parts)
     lift = not is_spread and len(problem.parts) <= _LIFTED
-    spacing = marks.COARSE if lift else marks.FINE
-    spaced = functools.partial(marks.spaced, near=spacing.near)
     straight = jnp.zeros(len(start.low), jnp.float32)
-    first = spaced(start, straight, problem) if is_spread else marks.sampled(problem, start, spacing.sampled)
-    return _searched(start, problem, first, spaced, lift=lift)
+    first = marks.spaced(start, straight, problem) if is_spread else marks.sampled(problem, start)
+    return _searched(start, problem, first, marks.spaced, lift=lift)
 
 
 def _excess(problem: Problem, found: list[Int[Array, "_ mark"]]) -> Int[Array, "group mark"]:
