@@ -31,13 +31,10 @@ class Count(NamedTuple):
     Attributes:
       above: How many keys lie at or above each mark.
       least: The lowest key at or above the floor; the highest integer if there is none.
-      first: How many lie at or above the first mark and below the second, in each of `ROWS` rows of the flat array; in
-        all of it, if it is spread or one of few.
     """
 
     above: Int[Array, " mark"]
     least: Int[Array, ""]
-    first: Int[Array, " row"]
 
 
 class Lift(NamedTuple):
@@ -64,8 +61,7 @@ def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolut
       floor: A key.
       absolute: Whether scores rank by absolute value.
     """
-    above, least = spread.count(piece, marks, floor, absolute)
-    return Count(above, least, above[:1] - above[1:2])
+    return Count(*spread.count(piece, marks, floor, absolute))
 
 
 @functools.partial(jax.jit, static_argnames="absolute")
@@ -94,7 +90,7 @@ def added(by_row: Int[Array, "part number row"]) -> Count:
     *above, least = (by_row[:, number] for number in range(by_row.shape[1]))
     above = [own.astype(jnp.int32) for own in above]
     *totals, least = spread.summed((*above, least), (1,))
-    return Count(jnp.stack(totals, axis=1), least, above[0] - above[1])
+    return Count(jnp.stack(totals, axis=1), least)
 
 
 def row_width(size: int) -> int:

@@ -257,6 +257,7 @@ def in_turn(
     leaves: Sequence[Parts],
     function: Callable[..., Sequence[Array]],
     wanted: Bool[Array, " leaf"],
+    before: Shaped[Array, "leaf number _"],
     *args: Array,
 ) -> Shaped[Array, "leaf number _"]:
     """What a function finds in each of several leaves, one after the other.
@@ -267,7 +268,8 @@ def in_turn(
       leaves: Such as `can_be_in_turn`.
       function: Takes the flat leaf, its entry of each of `args`, and whether scores rank by `absolute` value. Returns
         arrays of one shape, which is the same for all leaves.
-      wanted: The leaves to visit. Others are not read; their results are zeros.
+      wanted: The leaves to visit. Others are not read.
+      before: The results of leaves that are not visited.
       args: Arrays with an entry for each leaf.
 
     Returns:
@@ -275,8 +277,6 @@ def in_turn(
     """
     branches = [functools.partial(own.told(function), own.array) for own in leaves]
     numbers = np.arange(len(leaves), dtype=np.int32)
-    shapes = jax.eval_shape(branches[0], *(arg[0] for arg in args))
-    nothing = jnp.zeros((len(leaves), len(shapes), *shapes[0].shape), shapes[0].dtype)
 
     def from_on(number: Int[Array, ""] | int) -> Int[Array, ""]:
         return jnp.min(jnp.where(wanted & (numbers >= number), numbers, len(leaves)))
@@ -288,7 +288,7 @@ def in_turn(
         own = jnp.stack(_switch(number, branches, *entries))
         return from_on(number + 1), lax.dynamic_update_index_in_dim(found, own, number, 0)
 
-    return lax.while_loop(lambda state: state[0] < len(leaves), visit, (from_on(0), nothing))[1]
+    return lax.while_loop(lambda state: state[0] < len(leaves), visit, (from_on(0), before))[1]
 
 
 def picked(array: Any, numbers: Numbers) -> Any:
@@ -317,7 +317,8 @@ def look_up(
         first, leaves = bundle[0], np.concatenate([own.leaves for own in bundle])
         if can_be_in_turn(first):
             here = jnp.ones(len(leaves), bool) if wanted is None else picked(wanted, leaves)
-            scores = in_turn(bundle, _at, here, picked(places, leaves))[:, 0]
+            nothing = jnp.zeros((len(leaves), 1, places.shape[1]), first.array.dtype)
+            scores = in_turn(bundle, _at, here, nothing, picked(places, leaves))[:, 0]
             found.append((leaves, ordering.keys(scores, first.absolute)))
         elif isinstance(first, Rows):
             found.append((leaves, first.at(picked(places, leaves))))

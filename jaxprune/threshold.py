@@ -35,13 +35,13 @@ class Search(NamedTuple):
 
     Attributes:
       bracket: Of each group.
-      ties: For each bundle of parts, how many keys in the rows of each are equal to the low end, once the bracket is
-        closed by ties and they are counted; zeros until then.
+      by_row: For each bundle of parts, what was last counted in their rows: arrays `(part, number, row)`. Where ties
+        close a bracket, that was at their key and the next one.
       marks: For each group.
     """
 
     bracket: Bracket
-    ties: list[Int[Array, "_ _"]]
+    by_row: list[Int[Array, "_ _ _"]]
     marks: Marks
 
 
@@ -50,7 +50,7 @@ def find(problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]]]:
 
     Returns:
       Brackets that are closed: either end holds exactly `keep` keys at or above it, or they are the same and the keys
-      equal to it are ties. And how many ties there are; see `Search`.
+      equal to it are ties. And for each bundle of parts, how many ties the rows of each hold, if its group has some.
     """
     start = brackets.everything(problem)
     # What is sampled or lifted out of leaves that are spread over devices would travel between them.
@@ -85,7 +85,7 @@ def missing(problem: Problem, bracket: Bracket) -> Wide:
     everywhere = jnp.ones(len(bracket.high), bool)
     # A single mark would be written to memory for each score.
     where = Marks(jnp.stack([bracket.low, bracket.low + 1], axis=1), bracket.low)
-    found = [count.above for count in _counts(problem, everywhere, where, everywhere)]
+    found = [count.above for count, _ in _counts(problem, everywhere, where, _nothing(problem, where))]
     return wide.minus(problem.keep, _summed(problem, found).indexed(np.s_[:, 1]))
 
 
@@ -130,55 +130,67 @@ def _searched(
 
     def narrow(state: Search) -> Search:
         state, own = looked_at_after(state, problem)
-        bracket, ties, bend = _counted(state, own)
+        bracket, by_row, bend = _counted(state, own)
         if lift:
             bracket, bend = _lifted(bracket, bend, own)
-        return Search(bracket, ties, marks.at_ties(bracket, marks_of(bracket, bend, own)))
+        return Search(bracket, by_row, marks.at_ties(bracket, marks_of(bracket, bend, own)))
 
     def unfinished(state: Search) -> Bool[Array, ""]:
         return spread.how_many(brackets.is_unfinished(state.bracket), (0,)) > 0
 
-    everywhere = jnp.ones(len(bracket.low), bool)
-    shapes = jax.eval_shape(lambda: [own.first for own in _counts(problem, everywhere, first, everywhere)])
-    start = Search(bracket, [jnp.zeros(own.shape, own.dtype) for own in shapes], first)
-    found = lax.while_loop(unfinished, narrow, start)
-    return found.bracket, found.ties
+    found = lax.while_loop(unfinished, narrow, Search(bracket, _nothing(problem, first), first))
+    return found.bracket, [(own[:, 0] - own[:, 1]).astype(jnp.int32) for own in found.by_row]
+
+
+def _nothing(problem: Problem, where: Marks) -> list[Int[Array, "_ _ _"]]:
+    """What is counted in the rows of each bundle before anything is."""
+    (_, number), dtype = where.keys.shape, where.keys.dtype
+    return [
+        jnp.zeros((len(bundle), number + 1, counting.ROWS), dtype)
+        if partition.can_be_in_turn(bundle[0])
+        else jnp.zeros((len(bundle[0].group), number, 1), jnp.int32)
+        for bundle in partition.bundled(problem.parts)
+    ]
 
 
 def _counts(
-    problem: Problem, wanted: Bool[Array, " group"], where: Marks, are_last: Bool[Array, " group"]
-) -> list[counting.Count]:
-    """What one pass counts in each bundle of parts; for a group that is not wanted, anything."""
+    problem: Problem, wanted: Bool[Array, " group"], where: Marks, before: list[Int[Array, "_ _ _"]]
+) -> list[tuple[counting.Count, Int[Array, "_ _ _"]]]:
+    """What one pass counts in each bundle of parts, and in their rows; for a group that is not wanted, anything.
+
+    In the rows of a large leaf that is not wanted, or of one that is spread, that is what was counted before.
+    """
     # In one array, of which each part has a row.
     asked = jnp.concatenate([where.keys, where.floor[:, None]], axis=1)
 
-    def found(bundle: Sequence[Parts]) -> counting.Count:
+    def told(count: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda piece, own, absolute: count(piece, own[:-1], own[-1], absolute=absolute)
+
+    def found(bundle: Sequence[Parts], before: Int[Array, "part number row"]) -> tuple[counting.Count, Array]:
         first, group = bundle[0], np.concatenate([own.group for own in bundle])
-
-        def told(count: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda piece, own, absolute: count(piece, own[:-1], own[-1], absolute=absolute)
-
         if partition.can_be_in_turn(first):
             here, own = partition.picked(wanted, group), partition.picked(asked, group)
-            count = counting.added(partition.in_turn(bundle, told(counting.count_rows), here, own))
-        else:
-            count = first.visit(told(counting.count), wanted, asked)
-        return count._replace(first=jnp.where(partition.picked(are_last, group)[:, None], count.first, 0))
+            by_row = partition.in_turn(bundle, told(counting.count_rows), here, before, own)
+            return counting.added(by_row), by_row
+        count = first.visit(told(counting.count), wanted, asked)
+        by_row = count.above[:, :, None]
+        if partition.is_spread(first):
+            by_row = jnp.where(partition.picked(wanted, group)[:, None, None], by_row, before)
+        return count, by_row
 
-    return [found(bundle) for bundle in partition.bundled(problem.parts)]
+    return [found(*own) for own in zip(partition.bundled(problem.parts), before, strict=True)]
 
 
-def _counted(search: Search, problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _"]], Float[Array, " group"]]:
-    """The bracket, its ties and its bend after one pass that only counts, over the groups that are not finished."""
-    bracket, ties, where = search
+def _counted(search: Search, problem: Problem) -> tuple[Bracket, list[Int[Array, "_ _ _"]], Float[Array, " group"]]:
+    """The bracket, its rows and its bend after one pass that only counts, over the groups that are not finished."""
+    bracket, before, where = search
     wanted, is_open = brackets.is_unfinished(bracket), brackets.is_open(bracket)
-    are_last = wanted & ~is_open
-    found = _counts(problem, wanted, where, are_last)
-    ties = [own + count.first for own, count in zip(ties, found, strict=True)]
-    least = partition.by_group(problem.parts, [count.least for count in found], jax.ops.segment_min)
-    excess = _excess(problem, [count.above for count in found])
+    counts, by_row = zip(*_counts(problem, wanted, where, before), strict=True)
+    least = partition.by_group(problem.parts, [count.least for count in counts], jax.ops.segment_min)
+    excess = _excess(problem, [count.above for count in counts])
     narrowed = brackets.between(bracket, where.keys, excess, is_open)
     beyond_gap = jnp.maximum(narrowed.low, jnp.minimum(least, narrowed.high - 1))
     low = jnp.where(is_open & (narrowed.low >= where.floor), beyond_gap, narrowed.low)
-    narrowed = narrowed._replace(low=low, high=jnp.where(are_last, low, narrowed.high))
-    return narrowed, ties, marks.bend(narrowed, where.keys, excess, problem.dtype)
+    # Once ties are counted, the ends are the same.
+    narrowed = narrowed._replace(low=low, high=jnp.where(wanted & ~is_open, low, narrowed.high))
+    return narrowed, list(by_row), marks.bend(narrowed, where.keys, excess, problem.dtype)
