@@ -1,6 +1,7 @@
 """Runs one benchmark by name, or all of them."""
 
 import importlib
+import inspect
 import pkgutil
 import sys
 
@@ -22,6 +23,8 @@ def main() -> None:
     questions = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in _HELPERS)
     flags, arguments = _FLAGS.intersection(sys.argv[1:]), [a for a in sys.argv[1:] if a not in _FLAGS]
     name, options = (arguments[0], arguments[1:]) if arguments else (None, [])
+    if name in ("-h", "--help"):
+        raise SystemExit(f"{inspect.getdoc(main)}\n\nThe questions: {', '.join(questions)}. Each takes --help.")
     if name is not None and name not in questions:
         raise SystemExit(f"There is no benchmark '{name}'; there are: {', '.join(questions)}.")
     for question in questions if name is None else [name]:

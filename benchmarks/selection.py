@@ -2,12 +2,15 @@
 
 The time to select the highest tenth of many float32 scores, as a multiple of `sum(|x|)` over the same array, which
 reads it once. Each result is checked against NumPy's partition, ties included. Then a uniform budget over all leaves of
-ResNet-50, each a threshold of its own: passes over the model, and the time to compile it.
+ResNet-50, each a threshold of its own: passes over the model, and the time to trace and to compile it; and these times
+for more and more large leaves.
 """
 
 import argparse
 import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,8 @@ import numpy as np
 
 import jaxprune
 from benchmarks import history, models, timing
+
+_NUMBERS = (28, 112, 224)
 
 
 def scores(kind: str, size: int) -> np.ndarray:
@@ -24,7 +29,8 @@ def scores(kind: str, size: int) -> np.ndarray:
     if kind == "normal":
         return np.abs(normal)
     if kind == "heavy-tailed":
-        return np.abs(normal / rng.standard_normal(size, dtype=np.float32))
+        with np.errstate(divide="ignore"):
+            return np.abs(normal / rng.standard_normal(size, dtype=np.float32))
     if kind == "half zero":
         return np.abs(normal * (rng.random(size, dtype=np.float32) > 0.5))
     if kind == "nearly all zero":
@@ -48,14 +54,42 @@ def by_leaf(repeats: int) -> dict[str, float]:
     keys = jax.random.split(jax.random.key(0), len(shapes))
     leaves = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, shapes, strict=True)]
     read = jax.jit(lambda leaves: sum(jnp.sum(jnp.abs(leaf)) for leaf in leaves))
-    lowered = jax.jit(functools.partial(jaxprune.magnitude, sparsity=0.9, where=lambda path, leaf: True)).lower(leaves)
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - start
+    compiled, tracing, compiling = prepared(leaves)
     calls = {"read": functools.partial(read, leaves), "prune": functools.partial(compiled, leaves)}
     passes = timing.ratio(timing.interleaved(calls, repeats), "prune", "read")
-    print(f"\nResNet-50, {len(leaves)} leaves each by itself: {passes:.1f} passes, compiled in {seconds:.1f} s")
-    return {"leaves of ResNet-50, passes": passes, "leaves of ResNet-50, seconds to compile": seconds}
+    print(
+        f"\nResNet-50, {len(leaves)} leaves each by itself: {passes:.1f} passes, traced in {tracing:.1f} s, "
+        f"compiled in {compiling:.1f} s"
+    )
+    return {
+        "leaves of ResNet-50, passes": passes,
+        "leaves of ResNet-50, seconds to trace": tracing,
+        "leaves of ResNet-50, seconds to compile": compiling,
+    }
+
+
+def by_number() -> dict[str, float]:
+    """Large leaves of a transformer's sizes, which are never made: only how the time to compile grows with them."""
+    figures = {}
+    for number in _NUMBERS:
+        leaves = [jax.ShapeDtypeStruct((512, 512 * (1 + i % 4)), jnp.float32) for i in range(number)]
+        _, tracing, compiling = prepared(leaves)
+        print(
+            f"{number} large leaves each by itself: traced in {tracing:.1f} s, compiled in {compiling:.1f} s",
+            flush=True,
+        )
+        figures |= {f"{number} leaves, seconds to trace": tracing, f"{number} leaves, seconds to compile": compiling}
+    return figures
+
+
+def prepared(leaves: list[Any]) -> tuple[Callable[..., Any], float, float]:
+    """Nine tenths of each leaf, compiled; the seconds to trace and lower that, and to compile it."""
+    prune = jax.jit(functools.partial(jaxprune.magnitude, sparsity=0.9, where=lambda path, leaf: True))
+    start = time.perf_counter()
+    lowered = prune.lower(leaves)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    return compiled, traced - start, time.perf_counter() - traced
 
 
 def main(argv: list[str]) -> None:
@@ -81,4 +115,4 @@ def main(argv: list[str]) -> None:
         if not exact:
             raise SystemExit("A selection was not exact.")
     found = {f"{kind}, passes": passes for kind, passes in figures.items()}
-    history.append("selection", found | by_leaf(options.repeats))
+    history.append("selection", found | by_leaf(options.repeats) | by_number())
