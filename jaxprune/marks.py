@@ -63,15 +63,13 @@ def sampled(problem: Problem, start: Bracket) -> Marks:
 
     quantiles = at(position.astype(jnp.int32))
     following = at(spread.how_many(ascending[:, None, :] <= quantiles[:, :, None], (2,)) + _NEXT)
-    equal = quantiles[:, 1:] == quantiles[:, :-1]
-    is_again = jnp.pad(equal, ((0, 0), (1, 0)))
-    is_third = jnp.pad(equal[:, 1:] & equal[:, :-1], ((0, 0), (2, 0)))
-    is_second = is_again & ~is_third
-    marks = jnp.where(is_third, following, jnp.where(is_second, quantiles + 1, quantiles))
-    after_two = is_second[:, :-1] & ~is_again[:, 1:]
+    is_before = (quantiles[:, None, :] == quantiles[:, :, None]) & np.tri(len(_SAMPLED), k=-1, dtype=bool)[None]
+    before = jnp.sum(is_before, axis=2, dtype=jnp.int32)  # how many quantiles before it are equal to each
+    marks = jnp.where(before == 0, quantiles, jnp.where(before == 1, quantiles + 1, following))
+    after_two = (before[:, 1:] == 0) & (before[:, :-1] == 1)
     marks = jnp.concatenate([marks[:, :1], jnp.where(after_two, following[:, :-1], marks[:, 1:])], axis=1)
     top = jnp.array(jnp.iinfo(marks.dtype).max, marks.dtype)
-    above_shared = jnp.min(jnp.where(is_second, quantiles + 1, top), axis=1)
+    above_shared = jnp.min(jnp.where(before == 1, quantiles + 1, top), axis=1)
     return Marks(_pinned(marks), jnp.where(above_shared < top, above_shared, marks[:, 0]))
 
 

@@ -144,11 +144,10 @@ def _searched(
 
 def _nothing(problem: Problem, where: Marks) -> list[Int[Array, "_ _ _"]]:
     """What is counted in the rows of each bundle before anything is."""
-    (_, number), dtype = where.keys.shape, where.keys.dtype
     return [
-        jnp.zeros((len(bundle), number + 1, counting.ROWS), dtype)
+        jnp.zeros((len(bundle), where.keys.shape[1] + 1, counting.ROWS), where.keys.dtype)
         if partition.can_be_in_turn(bundle[0])
-        else jnp.zeros((len(bundle[0].group), number, 1), jnp.int32)
+        else jnp.zeros((len(bundle[0].group), 2, 1), jnp.int32)
         for bundle in partition.bundled(problem.parts)
     ]
 
@@ -158,7 +157,8 @@ def _counts(
 ) -> list[tuple[counting.Count, Int[Array, "_ _ _"]]]:
     """What one pass counts in each bundle of parts, and in their rows; for a group that is not wanted, anything.
 
-    In the rows of a large leaf that is not wanted, or of one that is spread, that is what was counted before.
+    In rows of a large leaf that is not wanted, or of one that is spread, that is what was counted before. Rows that are
+    parts themselves hold what was counted at the first two marks.
     """
     # In one array, of which each part has a row.
     asked = jnp.concatenate([where.keys, where.floor[:, None]], axis=1)
@@ -173,7 +173,7 @@ def _counts(
             by_row = partition.in_turn(bundle, told(counting.count_rows), here, before, own)
             return counting.added(by_row), by_row
         count = first.visit(told(counting.count), wanted, asked)
-        by_row = count.above[:, :, None]
+        by_row = count.above[:, :2, None]
         if partition.is_spread(first):
             by_row = jnp.where(partition.picked(wanted, group)[:, None, None], by_row, before)
         return count, by_row
