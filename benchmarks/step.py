@@ -1,8 +1,8 @@
 """What does pruning add to a training step?
 
 A multilayer perceptron of 4 M parameters at batch 128 with Adam, as ratios to the plain step in the same process:
-fixed masks, gradual pruning on a step without a refresh, and on a step with one. On a CPU, the time is what all cores
-spend on this process, whatever else they do; `--clock wall` gives the time that passes.
+fixed masks, gradual pruning on a step without a refresh, and on a step with one, also with packed masks. On a CPU, the
+time is what all cores spend on this process, whatever else they do; `--clock wall` gives the time that passes.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def usual_clock() -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Times the four steps in turn."""
+    """Times the steps in turn."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=__doc__)
     parser.add_argument("--repeats", type=int, default=101)
     parser.add_argument("--clock", choices=CLOCKS, default=usual_clock())
@@ -105,6 +105,11 @@ def main(argv: list[str]) -> None:
         gradual = functools.partial(jaxprune.gradual, optax.adam(1e-3), strategy, schedule, end=10**6)
         trainings[f"gradual {name}, no refresh"] = Training(gradual(every=10**6))
         trainings[f"gradual {name}, refresh"] = Training(gradual(every=1))
+    gradual = functools.partial(
+        jaxprune.gradual, optax.adam(1e-3), jaxprune.magnitude, schedule, end=10**6, packed=True
+    )
+    trainings["gradual packed, no refresh"] = Training(gradual(every=10**6))
+    trainings["gradual packed, refresh"] = Training(gradual(every=1))
     times = timing.interleaved(trainings, options.repeats, clock=CLOCKS[options.clock])
     count = jaxprune.count_params(initialise())
     print(f"{history.device()}; {count:,} parameters, batch {_BATCH}, Adam; {options.clock} time\n")
