@@ -279,7 +279,8 @@ def in_turn(
     numbers = np.arange(len(leaves), dtype=np.int32)
 
     def from_on(number: Int[Array, ""] | int) -> Int[Array, ""]:
-        return jnp.min(jnp.where(wanted & (numbers >= number), numbers, len(leaves)))
+        # By a sort, as XLA runs a loop that holds none on a single core, if it takes it for a small one.
+        return jnp.sort(jnp.where(wanted & (numbers >= number), numbers, len(leaves)))[0]
 
     def visit(state: tuple[Array, Array]) -> tuple[Array, Array]:
         number, found = state
