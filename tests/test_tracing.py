@@ -115,3 +115,10 @@ def test_selection_never_sorts_the_scores():
     shapes = re.findall(r"\w+\[([\d,]+)\] = sort\[", str(jaxpr))
     assert len(shapes) == str(jaxpr).count(" sort[") > 0
     assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < size // 50
+
+
+def test_large_leaves_are_counted_on_all_cores():
+    """XLA may run a loop that it takes for a small one on a single core; the newest JAX does, and marks it so."""
+    leaves = [jax.ShapeDtypeStruct((1024, 1024), jnp.float32)] * 12
+    compiled = jax.jit(jaxprune.magnitude).lower(leaves).compile().as_text()
+    assert not [line for line in compiled.splitlines() if "xla_cpu_small_call" in line and "f32[1048576]" in line]
