@@ -126,7 +126,9 @@ def _bisected(
 
     def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
         low, high, reached = state
-        return jnp.any((reached != keep) & (low + 1 < high))
+        # By a sort, as XLA runs a loop that holds none on a single core, if it takes it for a small one.
+        left = jnp.sum((reached != keep) & (low + 1 < high), dtype=jnp.int32)
+        return jnp.sort(jnp.stack([left, jnp.zeros_like(left)]))[1] > 0
 
     start = (
         jnp.full_like(keep, lowest, dtype=lowest.dtype),
