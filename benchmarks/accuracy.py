@@ -25,8 +25,8 @@ import optax
 import jaxprune
 from benchmarks import history
 from jaxprune import budgets, patterns
-from jaxprune.demo import classifier
-from jaxprune.demo.data import Images, fashion_mnist
+from jaxprune._demo import classifier
+from jaxprune._demo.data import Images, fashion_mnist
 
 _CACHE = Path(__file__).parent / "accuracy.jsonl"
 _PROTOCOL = {3: 1, 10: 4}  # by epochs: raise it when anything below changes a result of that table

@@ -17,7 +17,7 @@ import numpy as np
 import jaxprune
 from benchmarks import history, timing
 from jaxprune.formats import Dense, Rows, Strips
-from jaxprune.formats import timing as waited
+from jaxprune.formats import _timing as waited
 
 _SECONDS = 3.0  # that the timings of one deployed layer take together
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 
 import jaxprune
 from benchmarks import history, packages, rows, smollm, texts
-from jaxprune import budgets, oneshot, patterns, tree
+from jaxprune import budgets, oneshot, patterns
+from jaxprune._arrays import tree
 
 _CACHE = Path(__file__).parent / "oneshot.jsonl"
 _TOGETHER = 4  # sequences in a batch
@@ -80,9 +81,9 @@ def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
 METHODS: dict[str, Callable[..., Any]] = {
     "magnitude": magnitude,
     "wanda": functools.partial(sequential, oneshot.wanda),
-    "sparsegpt, published": functools.partial(sequential, oneshot.sparsegpt, damping=0.01, correction=0.0),
-    "sparsegpt": functools.partial(sequential, oneshot.sparsegpt),
-    "admm": functools.partial(sequential, oneshot.admm),
+    "sparsegpt, published": functools.partial(sequential, jaxprune.sparsegpt, damping=0.01, correction=0.0),
+    "sparsegpt": functools.partial(sequential, jaxprune.sparsegpt),
+    "admm": functools.partial(sequential, jaxprune.admm),
 }
 
 

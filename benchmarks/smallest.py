@@ -19,9 +19,9 @@ import optax
 
 import jaxprune
 from benchmarks import accuracy, history
-from jaxprune import budgets, slimming, targets
-from jaxprune.demo import classifier
-from jaxprune.demo.data import Images, fashion_mnist
+from jaxprune import budgets, structured, targets
+from jaxprune._demo import classifier
+from jaxprune._demo.data import Images, fashion_mnist
 
 _BATCH = 128
 _DENSE_EPOCHS = 10
@@ -97,7 +97,7 @@ def search(kind: str, dense: Any, split: Images, epochs: int, folder: Path | Non
     coupling = jaxprune.couple(FUN, dense, split.train_images[:1])
 
     def by_units(params: Any, share: float) -> Any:
-        return jaxprune.slim(params, coupling=coupling, budget=slimming.macs(coupling, 1 - share))
+        return jaxprune.slim(params, coupling=coupling, budget=structured.macs(coupling, 1 - share))
 
     strategy = by_units if kind == "units" else functools.partial(jaxprune.magnitude, budget=budgets.global_)
     found = jaxprune.prune_retrain(

@@ -21,9 +21,10 @@ import optax
 
 import jaxprune
 from benchmarks import accuracy, history, rows
-from jaxprune import budgets, slimming, tree
-from jaxprune.demo import classifier
-from jaxprune.demo.data import Images, fashion_mnist
+from jaxprune import budgets, structured
+from jaxprune._arrays import tree
+from jaxprune._demo import classifier
+from jaxprune._demo.data import Images, fashion_mnist
 
 _CACHE = Path(__file__).parent / "training.jsonl"
 _PROTOCOL = 1  # raise it when anything below changes a result
@@ -264,7 +265,7 @@ def _slim(task: Task, job: Job) -> list[rows.Row]:
     begin, early = time.perf_counter(), 2 * task.steps // 5
     dense = _train(task, "dense", 0.0, job.seed, stop=early)
     coupling = jaxprune.couple(FUN, dense.params, task.data.train_images[:1])
-    masks = jaxprune.slim(dense.params, coupling=coupling, budget=slimming.macs(coupling, 1 - job.sparsity))
+    masks = jaxprune.slim(dense.params, coupling=coupling, budget=structured.macs(coupling, 1 - job.sparsity))
     fun, params, _ = jaxprune.shrink(FUN, dense.params, masks, coupling)
     optimizer = _inner(task.optimizer, task.steps, early)
     step, state = classifier.train_step(fun, lambda _: optimizer), optimizer.init(params)

@@ -19,9 +19,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxprune import ordering, patterns, selection, tree, wide
+from jaxprune import patterns
+from jaxprune._arrays import ordering, tree, wide
+from jaxprune._arrays.wide import Wide
+from jaxprune._selection import exact
 from jaxprune.typing import Count, Counts, Score, Scores, Sparsity
-from jaxprune.wide import Wide
 
 _MILLION = 10**6
 
@@ -82,7 +84,7 @@ def group_sizes(scores: Scores, pattern: Any) -> list[int]:
     for (path, score), p in zip(rows, patterns.by_leaf(pattern, scores), strict=True):
         keys.append((jnp.shape(score), score.dtype, id(p)) if tree.is_array(score) else path)
         if keys[-1] not in sizes:
-            sizes[keys[-1]] = selection.fitting(p.pool, path, score, abstract=True).size
+            sizes[keys[-1]] = exact.fitting(p.pool, path, score, abstract=True).size
     return [sizes[key] for key in keys]
 
 
@@ -116,7 +118,7 @@ def global_(scores: Scores, sparsity: Sparsity, pattern: Any, *, normalize: bool
     if normalize:
         scores = jax.tree.map(_normalized, scores)
     total = keep_count(sum(group_sizes(scores, pattern)), sparsity)
-    return selection.counts_of_highest(scores, total, pattern=pattern)
+    return exact.counts_of_highest(scores, total, pattern=pattern)
 
 
 def erk(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
@@ -258,7 +260,7 @@ class Cumulative:
         )
         if self.per_leaf:
             return jax.tree.map(lambda score: _growth_count([score], self.fraction), pooled)
-        return selection.counts_of_highest(pooled, _growth_count(jax.tree.leaves(pooled), self.fraction))
+        return exact.counts_of_highest(pooled, _growth_count(jax.tree.leaves(pooled), self.fraction))
 
 
 def by_path(

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxprune import tree
+from jaxprune._arrays import tree
 from jaxprune.typing import Params, Where
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from jaxprune import meshes, ordering, tree
+from jaxprune._arrays import meshes, ordering, tree
 from jaxprune.typing import Count, Mask, Params, Score, Sparsity
 
 

@@ -12,9 +12,9 @@ from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models, plain
 from zoo.case import randomised
 
-from jaxprune import tree
-from jaxprune.calibrate import calibrate
-from jaxprune.layout import layout
+from jaxprune._arrays import tree
+from jaxprune._calibration._calibrate import calibrate
+from jaxprune._calibration._layout import layout
 
 RNG = np.random.default_rng(0)
 

@@ -10,9 +10,9 @@ from jax import lax
 from zoo import linen, plain
 from zoo.case import compare, floats, kernels, randomised
 
-from jaxprune.calibrate import calibrate
-from jaxprune.coupling import couple
-from jaxprune.shrink import shrink
+from jaxprune._calibration._calibrate import calibrate
+from jaxprune.structured._coupling import couple
+from jaxprune.structured._shrink import shrink
 
 
 @pytest.fixture

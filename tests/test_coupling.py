@@ -9,7 +9,7 @@ from zoo import linen, plain
 from zoo.case import floats, kernels
 
 from jaxprune import filters
-from jaxprune.coupling import couple
+from jaxprune.structured._coupling import couple
 
 
 def groups_of(fun, params, *args, **options):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import cli
-from jaxprune.demo import data
-from jaxprune.demo.run import Settings, run
+from jaxprune import _cli
+from jaxprune._demo import data
+from jaxprune._demo.main import Settings, run
 
 pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
 
@@ -77,10 +77,10 @@ def test_the_demo_prunes_shrinks_and_writes_its_files(tmp_path):
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
-    assert cli.main(["demo", "--data", "fashion-mnist", "--folder", str(tmp_path)]) == 2
+    assert _cli.main(["demo", "--data", "fashion-mnist", "--folder", str(tmp_path)]) == 2
     assert "has no 'train-images-idx3-ubyte'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        cli.main(["demo", "--sparsity", "90"])
+        _cli.main(["demo", "--sparsity", "90"])
     assert "fraction removed, from 0 to below 1; got 90" in capsys.readouterr().err
 
 

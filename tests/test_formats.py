@@ -13,9 +13,9 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 import jaxprune
 from jaxprune import formats, patterns
-from jaxprune.formats import blocks, candidates, race, timing
-from jaxprune.formats.products import products
-from jaxprune.jaxpr.trace import trace
+from jaxprune._jaxpr.tracing import trace
+from jaxprune.formats import _blocks, _candidates, _race, _timing
+from jaxprune.formats._products import products
 
 BLOCKS = [(16, 16), (8, 4), (1, 8), (1, 1)]
 
@@ -52,7 +52,7 @@ def test_the_kernel_for_each_device_multiplies_alike(device, batch):
     kernel, mask = kernel_and_mask()
     form = formats.Strips.of(kernel, mask, block=(8, 4))
     x = jnp.asarray(np.random.default_rng(1).standard_normal((batch, 64)), jnp.float32)
-    found = blocks.strip_products(x, form.index, form.values, form.rows, device=device, interpret=True)
+    found = _blocks.strip_products(x, form.index, form.values, form.rows, device=device, interpret=True)
     np.testing.assert_allclose(found, np.asarray(x, np.float64) @ np.where(mask, kernel, 0), atol=1e-4)
 
 
@@ -61,9 +61,9 @@ def test_the_kernel_for_each_device_multiplies_alike(device, batch):
 @pytest.mark.parametrize(("device", "block"), [("gpu", 16), ("gpu", 64), ("gpu", 128), ("tpu", 128)])
 def test_the_kernel_compiles_for_devices_that_are_not_here(device, block, dtype):
     """To Triton's and to Mosaic's code; what these make of it, only the device can tell."""
-    assert blocks.fits((block, block), device)
+    assert _blocks.fits((block, block), device)
     platform, target = {"gpu": ("cuda", "__gpu$xla.gpu.triton"), "tpu": ("tpu", "tpu_custom_call")}[device]
-    product = jax.jit(functools.partial(blocks.strip_products, rows=block, device=device, interpret=False))
+    product = jax.jit(functools.partial(_blocks.strip_products, rows=block, device=device, interpret=False))
     allowed = jax.export.DisabledSafetyCheck.custom_call(target)
     known = {"device_kind": "NVIDIA H100 80GB HBM3", "num_cores": 132, "platform": "gpu"}
     some_gpu = AbstractDevice(**{name: known[name] for name in inspect.signature(AbstractDevice).parameters})
@@ -75,9 +75,9 @@ def test_the_kernel_compiles_for_devices_that_are_not_here(device, block, dtype)
 
 
 def test_blocks_that_a_device_cannot_take_are_told_apart():
-    assert [size for size in (8, 16, 24, 32, 128, 256) if blocks.fits((size, size), "gpu")] == [16, 32, 128, 256]
-    assert [size for size in (16, 64, 128, 192, 256) if blocks.fits((size, size), "tpu")] == [128, 256]
-    assert not blocks.fits((1, 128), "gpu")
+    assert [size for size in (8, 16, 24, 32, 128, 256) if _blocks.fits((size, size), "gpu")] == [16, 32, 128, 256]
+    assert [size for size in (16, 64, 128, 192, 256) if _blocks.fits((size, size), "tpu")] == [128, 256]
+    assert not _blocks.fits((1, 128), "gpu")
 
 
 def test_a_form_that_does_not_run_here_is_out_of_the_race(monkeypatch):
@@ -119,10 +119,10 @@ def test_a_block_has_to_divide():
 
 
 def test_only_blocks_that_leave_something_out_are_tried():
-    assert candidates.worthwhile(np.ones((128, 128), bool)) == []
+    assert _candidates.worthwhile(np.ones((128, 128), bool)) == []
     mask = np.kron(np.tile([[1, 0], [0, 1]], (4, 4)), np.ones((32, 32))).astype(bool)
-    assert candidates.worthwhile(mask)[0] == (32, 32)
-    assert (16, 16) not in candidates.worthwhile(mask)
+    assert _candidates.worthwhile(mask)[0] == (32, 32)
+    assert (16, 16) not in _candidates.worthwhile(mask)
 
 
 def model(params, x):
@@ -163,7 +163,7 @@ def test_deploy_computes_the_masked_model(params, sparse_wins, monkeypatch):
             [np.full(repeats, slow.get(i, 0.5) if len(calls) > 2 else 1 - 0.5 * i) for i in range(len(calls))]
         )
 
-    monkeypatch.setattr(timing, "seconds", seconds)
+    monkeypatch.setattr(_timing, "seconds", seconds)
     masks = jaxprune.magnitude(params, 0.75, pattern=patterns.Block((16, 16)))
     fast, fast_params, choices = jaxprune.deploy(model, params, masks, jnp.ones((7, 32)))
     forms = {choice.path: choice.form for choice in choices.leaves}
@@ -185,7 +185,7 @@ def test_the_dense_model_comes_back_where_the_whole_is_no_faster(params, monkeyp
         return np.array([np.full(repeats, 0.5 if i > 1 else 1.0) for i in range(len(calls))])
 
     monkeypatch.setattr(
-        timing, "seconds", lambda calls, n, _=0: seconds(calls, n) * ([[1.0], [1.1]] if len(calls) == 2 else 1)
+        _timing, "seconds", lambda calls, n, _=0: seconds(calls, n) * ([[1.0], [1.1]] if len(calls) == 2 else 1)
     )
     masks = jaxprune.magnitude(params, 0.75, pattern=patterns.Block((16, 16)))
     same, same_params, choices = jaxprune.deploy(model, params, masks, jax.ShapeDtypeStruct((7, 32), jnp.float32))
@@ -199,54 +199,54 @@ def test_a_race_is_run_once_for_kernels_of_the_same_form(monkeypatch):
     kernel, mask = kernel_and_mask(shape=(128, 64))
     mask[:] = np.kron(np.eye(2), np.ones((64, 32)))
     runs = []
-    monkeypatch.setattr(timing, "seconds", lambda calls, n, _=0: runs.append(len(calls)) or np.ones((len(calls), n)))
+    monkeypatch.setattr(_timing, "seconds", lambda calls, n, _=0: runs.append(len(calls)) or np.ones((len(calls), n)))
     found = products(trace(lambda w, x: x @ w, jnp.asarray(kernel), jnp.ones((4, 128))))
-    known = race.Known({})
+    known = _race.Known({})
     for _ in range(2):
-        assert race.fastest(kernel, mask, found[""], known).form is None
+        assert _race.fastest(kernel, mask, found[""], known).form is None
     assert len(known) == 1
     assert len(runs) == 2  # the rough one and the fine one
 
 
 def test_timings_are_those_of_the_functions(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(_timing, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
     def call(seconds):
         now[0] += seconds
         return jnp.ones(())
 
     slow, quick = functools.partial(call, 4e-3), functools.partial(call, 1e-3)
-    times = timing.seconds([slow, quick], 3, together=0.0)
+    times = _timing.seconds([slow, quick], 3, together=0.0)
     np.testing.assert_allclose(times, [[4e-3] * 3, [1e-3] * 3], rtol=1e-6)
     # Two calls of the slow one and five of the quick one fill the five milliseconds of a timing.
-    assert timing.seconds([slow, quick], 3, together=0.125).shape == (2, 10)
-    assert math.isclose(timing.speedup(times, of=1, over=0), 4, rel_tol=1e-6)
-    assert math.isclose(timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
+    assert _timing.seconds([slow, quick], 3, together=0.125).shape == (2, 10)
+    assert math.isclose(_timing.speedup(times, of=1, over=0), 4, rel_tol=1e-6)
+    assert math.isclose(_timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
 
 
 def test_a_speedup_is_sure_where_nearly_all_timings_show_it():
     ones = np.ones(100)
-    assert timing.sure_speedup(np.array([1.1 * ones, ones]), of=1, over=0) == 1.1
+    assert _timing.sure_speedup(np.array([1.1 * ones, ones]), of=1, over=0) == 1.1
     mixed = np.where(np.arange(100) % 5 < 2, 0.5, 1.1)  # 60 % of the timings, which is two standard deviations
-    assert timing.sure_speedup(np.array([mixed, ones]), of=1, over=0) == 1.1
+    assert _timing.sure_speedup(np.array([mixed, ones]), of=1, over=0) == 1.1
     mixed = np.where(np.arange(100) % 9 < 4, 0.5, 1.1)
-    assert timing.speedup(np.array([mixed, ones]), of=1, over=0) == 1.1
-    assert timing.sure_speedup(np.array([mixed, ones]), of=1, over=0) == 0.5
+    assert _timing.speedup(np.array([mixed, ones]), of=1, over=0) == 1.1
+    assert _timing.sure_speedup(np.array([mixed, ones]), of=1, over=0) == 0.5
 
 
 def test_balanced_blocks_are_equally_many_for_all_outputs_and_the_best_there():
     kernel = jax.random.normal(jax.random.key(0), (64, 24)) * jnp.linspace(0.1, 9, 24)[None]
     pattern = patterns.Block((8, 4), balanced=True)
     mask = jaxprune.magnitude({"kernel": kernel}, 0.75, pattern=pattern)["kernel"]
-    filled = candidates.block_fill(np.asarray(mask), (8, 4))
+    filled = _candidates.block_fill(np.asarray(mask), (8, 4))
     assert filled.sum(0).tolist() == [2] * 6
     means = np.abs(np.asarray(kernel)).reshape(8, 8, 6, 4).mean((1, 3))
     assert np.array_equal(filled, means >= np.sort(means, axis=0)[-2])
     # Ten blocks over six columns: one or two in each.
     ten = jaxprune.select({"kernel": jnp.abs(kernel)}, {"kernel": 10}, pattern=pattern)["kernel"]
-    assert sorted(candidates.block_fill(np.asarray(ten), (8, 4)).sum(0)) == [1, 1, 2, 2, 2, 2]
-    scattered = candidates.block_fill(
+    assert sorted(_candidates.block_fill(np.asarray(ten), (8, 4)).sum(0)) == [1, 1, 2, 2, 2, 2]
+    scattered = _candidates.block_fill(
         np.asarray(jaxprune.magnitude([kernel], 0.75, pattern=patterns.Block((8, 4)))[0]), (8, 4)
     )
     assert scattered.sum(0).tolist() != [2] * 6

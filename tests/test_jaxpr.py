@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from zoo.case import floats, kernels
 
-from jaxprune.coupling import couple
-from jaxprune.jaxpr import biases, control, labels, products, regroup, shrunk
-from jaxprune.jaxpr.forest import Forest
-from jaxprune.jaxpr.regroup import factors
-from jaxprune.jaxpr.trace import trace
-from jaxprune.jaxpr.walker import opened, walk
+from jaxprune._jaxpr import products
+from jaxprune._jaxpr.coupling import biases, control, labels, regroup
+from jaxprune._jaxpr.coupling.forest import Forest
+from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.shrinking import rules as shrinking
+from jaxprune._jaxpr.tracing import trace
+from jaxprune._jaxpr.walker import opened, walk
+from jaxprune.structured._coupling import couple
 
 
 def spread(forest, *arrays):
@@ -150,9 +152,9 @@ def test_an_unknown_primitive_freezes_what_it_touches_and_a_warning_names_it_and
 
 def test_every_rule_of_a_shape_has_a_rule_of_labels():
     """What can be evaluated small must first have been labelled; calls and loops are known to every table."""
-    assert set(shrunk.RULES) - set(labels.RULES) == set()
+    assert set(shrinking.RULES) - set(labels.RULES) == set()
     assert set(products.RULES) - set(labels.RULES) == set()
     assert set(biases.RULES) - set(labels.RULES) == set()
     assert set(control.RULES) <= set(labels.RULES)
     assert set(regroup.RULES) <= set(labels.RULES)
-    assert {"scan", "while", "cond"} <= set(shrunk.RULES) & set(products.RULES) & set(biases.RULES)
+    assert {"scan", "while", "cond"} <= set(shrinking.RULES) & set(products.RULES) & set(biases.RULES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune import layerwise
-from jaxprune.layerwise import choice
+from jaxprune.layerwise import _choice
 from jaxprune.patterns import NM, Block, Unstructured
 
 
@@ -73,9 +73,9 @@ def test_the_highest_are_chosen_exactly(keep):
     scores[rng.integers(0, 12, 6), rng.integers(0, 5, 6)] = np.nan
     scores[rng.integers(0, 12, 6), rng.integers(0, 5, 6)] = -0.0
     ranked = np.nan_to_num(scores, nan=-9)
-    got = choice.highest(jnp.asarray(scores), jnp.int32(keep), False)
+    got = _choice.highest(jnp.asarray(scores), jnp.int32(keep), False)
     np.testing.assert_array_equal(got, highest(ranked, keep))
-    got = choice.highest(jnp.asarray(scores), jnp.int32(keep // 5), True)
+    got = _choice.highest(jnp.asarray(scores), jnp.int32(keep // 5), True)
     np.testing.assert_array_equal(got, best_of_columns(ranked, keep // 5))
 
 

@@ -9,9 +9,9 @@ from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models
 from zoo.case import floats, integers, kernels, randomised
 
-from jaxprune import patterns, strategies
-from jaxprune.jaxpr.trace import arrays
-from jaxprune.layout import Axes, layout
+from jaxprune import patterns
+from jaxprune._calibration._layout import Axes, layout
+from jaxprune._jaxpr.tracing import arrays
 
 
 def flax_axes(path, rank):
@@ -205,7 +205,7 @@ def test_groups_of_nm_lie_along_the_inputs_of_any_framework():
     def fits(path, leaf):
         return path in got.axes and leaf.shape[1] % 2 == 0
 
-    masks = strategies.magnitude(params, pattern=patterns.NM(1, 2, axis=along), where=fits)
+    masks = jaxprune.magnitude(params, pattern=patterns.NM(1, 2, axis=along), where=fits)
     checked = [mask for mask in jax.tree.leaves(masks) if mask.ndim == 2]
     assert len(checked) >= 2
     for mask in checked:

@@ -8,9 +8,9 @@ from jax import lax
 from zoo import linen, plain
 from zoo.case import floats, kernels, randomised, unit_masks
 
-from jaxprune.coupling import couple
-from jaxprune.macs import macs
-from jaxprune.shrink import shrink
+from jaxprune._evaluation._macs import macs
+from jaxprune.structured._coupling import couple
+from jaxprune.structured._shrink import shrink
 
 
 def compiled_flops(fun, *args):

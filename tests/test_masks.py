@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import filters, metrics
+from jaxprune import filters
+from jaxprune._arrays import tree as trees
+from jaxprune._evaluation import _metrics
 
 
 def params():
@@ -95,12 +97,12 @@ def test_errors_name_the_path_and_the_fix():
 def test_filters_compose():
     tree = params()
     where = filters.is_kernel & ~filters.named("stack") | filters.named("bias$")
-    picked = jaxprune.tree.choose(where, tree)
+    picked = trees.choose(where, tree)
     assert picked["dense"]["kernel"] is not None
     assert picked["dense"]["bias"] is not None
     assert picked["stack"] == [None]
-    assert jaxprune.tree.choose(filters.at_least(61), tree)["stack"] == [None]
-    assert jaxprune.tree.choose(filters.share_at_least(tree, 0.4), tree)["dense"]["bias"] is None
+    assert trees.choose(filters.at_least(61), tree)["stack"] == [None]
+    assert trees.choose(filters.share_at_least(tree, 0.4), tree)["dense"]["bias"] is None
     with pytest.raises(ValueError, match="share between 0 and 1; got 40"):
         filters.share_at_least(tree, 40)
 
@@ -115,4 +117,4 @@ def test_measures_and_the_article():
     assert float(jaxprune.sparsity(jaxprune.apply(tree, masks))) == 0.5
     assert jaxprune.nbytes(tree) == 96 * 4 + 16 * 4 + 60 * 2
     assert jaxprune.nbytes(tree, masks) == 48 * 4 + 16 * 4 + 30 * 2 + 12 + 8
-    assert [(r.path, r.kept) for r in metrics.summary(tree, masks)] == [("dense/kernel", 48), ("stack/0", 30)]
+    assert [(r.path, r.kept) for r in _metrics.summary(tree, masks)] == [("dense/kernel", 48), ("stack/0", 30)]

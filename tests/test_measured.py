@@ -10,7 +10,7 @@ from jax import lax
 
 import jaxprune
 from jaxprune import budgets, filters, patterns, scores
-from jaxprune.calibrate import calibrate
+from jaxprune._calibration._calibrate import calibrate
 
 RNG = np.random.default_rng(0)
 

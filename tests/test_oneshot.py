@@ -8,7 +8,7 @@ from jax import lax
 
 import jaxprune
 from jaxprune import layerwise, oneshot
-from jaxprune.calibrate import calibrate
+from jaxprune._calibration._calibrate import calibrate
 from jaxprune.filters import named
 from jaxprune.patterns import NM, Unstructured
 
@@ -278,7 +278,7 @@ def least_squares(kernel, gram, mask):
 @pytest.mark.parametrize("propagate", [True, False])
 def test_repair_is_least_squares_of_each_layer_on_any_mask(propagate):
     masks = jaxprune.random(jax.random.key(0), PARAMS, 0.5)
-    got = jaxprune.repair(two_layers, PARAMS, masks, BATCHES, damping=0.0, propagate=propagate)
+    got = jaxprune.oneshot.repair(two_layers, PARAMS, masks, BATCHES, damping=0.0, propagate=propagate)
     x = np.concatenate(BATCHES).astype(np.float64)
     up = least_squares(PARAMS["up"], x.T @ x, masks["up"])
     hidden = np.maximum(x @ (up if propagate else np.asarray(PARAMS["up"], np.float64)), 0)
@@ -306,20 +306,20 @@ def test_repair_takes_masks_of_channels_and_leaves_the_rest_masked():
         return two_layers(p, p["table"][i])
 
     batches = [jnp.arange(1, 5), jnp.arange(2, 5)]
-    got = jaxprune.repair(fun, params, masks, batches, where=~named("table"))
+    got = jaxprune.oneshot.repair(fun, params, masks, batches, where=~named("table"))
     np.testing.assert_array_equal(got["table"], jnp.where(masks["table"], params["table"], 0))
     assert not got["up"][:3].any()
     assert not got["down"][:, 4].any()
     assert (got["up"][3:] != PARAMS["up"][3:]).all()
-    none = jaxprune.repair(fun, params, {"up": None, "down": masks["down"], "table": None}, batches)
+    none = jaxprune.oneshot.repair(fun, params, {"up": None, "down": masks["down"], "table": None}, batches)
     assert (none["up"] == PARAMS["up"]).all()
 
 
 def test_a_scan_is_repaired_as_the_unrolled_model():
     stack = normal(4, 3, 8, 8)
     masks = jaxprune.magnitude({"layers": stack}, 0.5)
-    got = jaxprune.repair(scanned, {"layers": stack}, masks, BATCHES)
-    expected = jaxprune.repair(unrolled, {"layers": list(stack)}, {"layers": list(masks["layers"])}, BATCHES)
+    got = jaxprune.oneshot.repair(scanned, {"layers": stack}, masks, BATCHES)
+    expected = jaxprune.oneshot.repair(unrolled, {"layers": list(stack)}, {"layers": list(masks["layers"])}, BATCHES)
     np.testing.assert_allclose(got["layers"], jnp.stack(expected["layers"]), atol=1e-4)
 
 
@@ -337,7 +337,7 @@ def test_swaps_of_a_whole_model(pattern):
     assert (refined["up"] != masks["up"]).any()
 
 
-@pytest.mark.parametrize("method", [jaxprune.repair, oneshot.swap])
+@pytest.mark.parametrize("method", [jaxprune.oneshot.repair, oneshot.swap])
 def test_masks_that_do_not_fit_are_named(method):
     with pytest.raises(ValueError, match=r"mask of 'up' must be a boolean array.*\(8, 8\); got float32 \(8, 8\)"):
         method(two_layers, PARAMS, {"up": jnp.ones((8, 8)), "down": None}, BATCHES)

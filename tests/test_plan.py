@@ -10,9 +10,9 @@ import pytest
 from zoo import plain
 from zoo.case import floats, randomised, unit_masks
 
-from jaxprune.coupling import couple
-from jaxprune.plan import LeafPlan, Plan
-from jaxprune.shrink import shrink, shrink_fun
+from jaxprune.structured._coupling import couple
+from jaxprune.structured._plan import LeafPlan, Plan
+from jaxprune.structured._shrink import shrink, shrink_fun
 
 
 @pytest.fixture

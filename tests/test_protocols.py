@@ -18,6 +18,7 @@ from flax.training.train_state import TrainState
 
 import jaxprune
 from jaxprune import budgets, patterns, scores
+from jaxprune._arrays import tree as trees
 
 KEY = jax.random.key(0)
 
@@ -258,7 +259,7 @@ def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
 
 
 def test_paths_read_as_people_write_them():
-    found = {kind: jaxprune.tree.paths(make()) for kind, make in PYTREES.items()}
+    found = {kind: trees.paths(make()) for kind, make in PYTREES.items()}
     assert found["list and tuple"] == ["0", "1/0", "1/1"]
     assert found["NamedTuple with None"] == ["left"]
     assert found["dataclass"] == ["kernel"]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import jaxprune
-from jaxprune import counting, marks, ordering, partition, patterns, selection, threshold
-from jaxprune.brackets import Bracket
+from jaxprune import patterns
+from jaxprune._arrays import ordering
+from jaxprune._selection import counting, exact, marks, partition, threshold
+from jaxprune._selection.brackets import Bracket
 
 
 def oracle(scores, keep):
@@ -40,7 +42,7 @@ def kinds(size, seed=0):
 def _none_are_few(monkeypatch, request):
     """What is done for few scores has a test of its own; here the others are small for the tests' sake."""
     if "few" not in request.fixturenames:
-        monkeypatch.setattr(selection, "_FEW", 0)
+        monkeypatch.setattr(exact, "_FEW", 0)
 
 
 @pytest.mark.parametrize("kind", kinds(8))
@@ -311,7 +313,7 @@ def test_values_are_the_inverse_of_keys(dtype):
 def test_counts_of_the_highest_agree_with_the_masks():
     scores = {"a": jnp.asarray(kinds(900)["few values"]).reshape(30, 30), "b": jnp.asarray(kinds(500)["normal"])}
     for total in (0, 77, 1400):
-        counts = selection.counts_of_highest(scores, total)
+        counts = exact.counts_of_highest(scores, total)
         masks = jaxprune.select(scores, total)
         assert {k: int(v) for k, v in counts.items()} == {k: int(v.sum()) for k, v in masks.items()}
         again = jaxprune.select(scores, counts)

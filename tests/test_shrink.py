@@ -9,10 +9,10 @@ import pytest
 from zoo import linen, plain
 from zoo.case import compare, floats, kernels, randomised, size, unit_masks
 
-from jaxprune import masks as masks_
-from jaxprune.coupling import couple
-from jaxprune.plan import LeafPlan, Plan
-from jaxprune.shrink import shrink, shrink_fun
+from jaxprune._masks import masking
+from jaxprune.structured._coupling import couple
+from jaxprune.structured._plan import LeafPlan, Plan
+from jaxprune.structured._shrink import shrink, shrink_fun
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def halved(fun, params, *args, fraction=0.5, **options):
     masks = unit_masks(coupling, params, fraction)
     small, small_params, plan = shrink(fun, params, masks, coupling)
     assert size(small_params) < size(params)
-    return masks_.apply(params, masks), small, small_params, plan
+    return masking.apply(params, masks), small, small_params, plan
 
 
 def data(*shape, seed=5):
@@ -213,7 +213,7 @@ def test_small_semantics_are_those_of_a_model_configured_small(relaxed):
     expected = jax.eval_shape(native.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, small_params) == jax.tree.map(jnp.shape, expected)
     assert (jax.jit(small)(small_params, x) == jax.jit(native.apply)(small_params, x)).all()
-    masked = large.apply(masks_.apply(params, masks), x)
+    masked = large.apply(masking.apply(params, masks), x)
     assert not np.allclose(small(small_params, x), masked, rtol=1e-3), "the masked model divides by the full width"
 
 
@@ -236,7 +236,7 @@ def test_units_that_died_of_other_causes_go_too():
     assert small_params["first"].shape == (3, 6)
     assert plan.leaves["second"].keep[0].tolist() == [0, 2, 3, 4, 6, 7]
     x = data(5, 3)
-    compare(small(small_params, x), fun(masks_.apply(params, masks), x), 1e-5)
+    compare(small(small_params, x), fun(masking.apply(params, masks), x), 1e-5)
 
 
 def test_a_unit_with_one_slice_left_stays():
@@ -293,7 +293,7 @@ def test_layers_with_different_counts_keep_the_largest():
     small, small_params, _ = shrink(fun, params, masks, coupling)
     assert small_params["layers"]["up"].shape == (3, 8, 9)
     x = data(4, 3)
-    compare(jax.jit(small)(small_params, x), fun(masks_.apply(params, masks), x), 1e-5)
+    compare(jax.jit(small)(small_params, x), fun(masking.apply(params, masks), x), 1e-5)
 
 
 def test_the_plan_is_all_that_a_later_run_needs(tmp_path):

@@ -10,12 +10,12 @@ import pytest
 from zoo import linen, plain
 from zoo.case import compare, randomised, size
 
-from jaxprune import budgets, filters, scores, slimming
-from jaxprune import masks as masks_
-from jaxprune.calibrate import calibrate
-from jaxprune.coupling import couple
-from jaxprune.shrink import shrink
-from jaxprune.strategies import slim
+from jaxprune import budgets, filters, scores, structured
+from jaxprune._calibration._calibrate import calibrate
+from jaxprune._masks import masking
+from jaxprune._strategies import slim
+from jaxprune.structured._coupling import couple
+from jaxprune.structured._shrink import shrink
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_geometric_median_removes_what_others_replace():
     # Three copies of the mean are nearest to everything.
     mean = params["first"].mean(1)
     params["first"] = params["first"].at[:, jnp.array([1, 4, 6])].set(mean[:, None])
-    unit_scores = slimming.geometric_median(params, coupling)
+    unit_scores = structured.geometric_median(params, coupling)
     masks = slim(params, 3 / 8, coupling=coupling, scores=unit_scores)
     assert np.flatnonzero(~masks["bias"]).tolist() == [1, 4, 6]
     brute = [sum(np.linalg.norm(a - b) for b in np.asarray(params["first"]).T) for a in np.asarray(params["first"]).T]
@@ -101,7 +101,7 @@ def test_the_geometric_median_removes_what_others_replace():
 def test_a_statistic_of_the_outputs_ranks_units(mlp):
     _, params, coupling = mlp
     variance = {"first": jnp.array([5.0, 1, 4, 2, 8, 7, 3, 6]), "second": jnp.arange(6.0), "bias": None, "last": None}
-    masks = slim(params, 0.5, coupling=coupling, scores=slimming.of_outputs(variance, coupling))
+    masks = slim(params, 0.5, coupling=coupling, scores=structured.of_outputs(variance, coupling))
     assert np.flatnonzero(masks["bias"]).tolist() == [0, 4, 5, 7]
     assert np.flatnonzero(masks["last"]).tolist() == [3, 4, 5]
 
@@ -110,7 +110,7 @@ def test_a_statistic_of_the_rank_of_the_kernel_ranks_units_as_a_vector_does(mlp)
     _, _, coupling = mlp
     vectors = {"first": jnp.arange(8.0), "second": jnp.arange(6.0), "bias": None, "last": None}
     rows = {path: value if value is None else value[None] for path, value in vectors.items()}
-    compare(slimming.of_outputs(rows, coupling).by_group, slimming.of_outputs(vectors, coupling).by_group, 0.0)
+    compare(structured.of_outputs(rows, coupling).by_group, structured.of_outputs(vectors, coupling).by_group, 0.0)
 
 
 def test_a_statistic_of_a_scanned_kernel_ranks_the_units_of_each_layer():
@@ -120,7 +120,7 @@ def test_a_statistic_of_a_scanned_kernel_ranks_the_units_of_each_layer():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
     moments = calibrate(fun, params, [x], statistic="variance", where=matrices)
     values = scores.variance(params, moments, where=matrices)
-    ranked = slimming.of_outputs(values, couple(fun, params, *args)).by_group["layers/up"]
+    ranked = structured.of_outputs(values, couple(fun, params, *args)).by_group["layers/up"]
     found = np.asarray(moments["layers"]["up"].outputs.variance)[:, 0]
     np.testing.assert_allclose(ranked, found / found.mean(), rtol=1e-6)
     assert ranked.shape == (3, 12)
@@ -153,23 +153,23 @@ def test_budgets_see_groups_by_name(mlp):
 def test_a_budget_of_macs_is_met_from_below_and_not_by_far(mlp):
     _, params, coupling = mlp
     for fraction in (0.8, 0.5, 0.3):
-        masks = slim(params, None, coupling=coupling, budget=slimming.macs(coupling, fraction))
+        masks = slim(params, None, coupling=coupling, budget=structured.macs(coupling, fraction))
         share = coupling.macs(list(kept(masks))) / coupling.macs()
         assert fraction - 0.15 < share <= fraction
     with pytest.raises(ValueError, match="cannot be met"):
-        slim(params, None, coupling=coupling, budget=slimming.macs(coupling, 0.01))
+        slim(params, None, coupling=coupling, budget=structured.macs(coupling, 0.01))
     with pytest.raises(ValueError, match="Leave it out"):
-        slim(params, 0.5, coupling=coupling, budget=slimming.macs(coupling, 0.5))
+        slim(params, 0.5, coupling=coupling, budget=structured.macs(coupling, 0.5))
 
 
 def test_a_budget_of_seconds_follows_the_table(mlp):
     _, params, coupling = mlp
     table = {"first": [np.ceil(k / 4) for k in range(9)], "second": [0.0] * 7}
-    masks = slim(params, None, coupling=coupling, budget=slimming.latency(coupling, 1.0, table))
+    masks = slim(params, None, coupling=coupling, budget=structured.latency(coupling, 1.0, table))
     assert kept(masks)[0] <= 4
     assert kept(masks)[1] == 6, "its units cost nothing"
     with pytest.raises(ValueError, match=r"table\['second'\].*needs 7 entries"):
-        slimming.latency(coupling, 1.0, {**table, "second": [0.0]})
+        structured.latency(coupling, 1.0, {**table, "second": [0.0]})
 
 
 @pytest.mark.parametrize(("round_to", "expected"), [(4, (4, 4)), (3, (3, 3)), (16, (8, 6))])
@@ -209,12 +209,12 @@ def test_each_layer_of_a_scan_keeps_its_own_best():
         assert set(np.flatnonzero(row)) == set(np.argsort(-score)[:6])
     small, small_params, _ = shrink(fun, params, masks, coupling)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
-    compare(jax.jit(small)(small_params, x), fun(masks_.apply(params, masks), x), 1e-5)
+    compare(jax.jit(small)(small_params, x), fun(masking.apply(params, masks), x), 1e-5)
 
 
 def test_ties_go_to_the_lowest_index_and_nan_goes_first(mlp):
     _, params, coupling = mlp
-    ones = slimming.UnitScores(
+    ones = structured.UnitScores(
         {"first": np.ones(8, np.float32), "second": np.array([1, np.nan, 1, 1, 1, 1], np.float32)}
     )
     masks = slim(params, 0.5, coupling=coupling, scores=ones)
@@ -236,7 +236,7 @@ def test_grouped_convolutions_keep_equal_groups():
 
 
 def test_masks_train_inside_jit(mlp):
-    from jaxprune.transforms import gradual, masks_of
+    from jaxprune._transforms import gradual, masks_of
 
     fun, params, coupling = mlp
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)

@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune
 from jaxprune import budgets, patterns
-from jaxprune.transforms.regrow import exchange
+from jaxprune._transforms._regrow import exchange
 
 pytestmark = pytest.mark.dtype_promotion  # optax promotes integers by itself
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import strategies as st
 
 import jaxprune
-from jaxprune import budgets, patterns, selection, wide
+from jaxprune import budgets, patterns
+from jaxprune._arrays import wide
+from jaxprune._selection import exact
 
 LARGEST = 2**31 - 1
 ROWS, COLUMNS = 2**15, 22_528
@@ -119,7 +121,7 @@ def test_a_leaf_that_is_cut_into_slabs_is_selected_from_as_a_whole(kind, monkeyp
     scores = {name: jnp.asarray(draw(shape), jnp.float32) for name, shape in shapes.items()}
     each = {"cut": 111, "small": 0, "empty": 0, "flat": 776}
     expected = jaxprune.select(scores, each), jaxprune.select(scores, 500)
-    monkeypatch.setattr(selection, "_SLAB", 100)
+    monkeypatch.setattr(exact, "_SLAB", 100)
     jax.clear_caches()
     found = jaxprune.select(scores, each), jaxprune.select(scores, 500)
     jax.clear_caches()

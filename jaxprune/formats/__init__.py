@@ -1,10 +1,9 @@
 """Kernels stored for fast products with what they keep, and `deploy`, which chooses among them by measuring."""
 
-from jaxprune.formats.dense import Dense as Dense
-from jaxprune.formats.deploy import Choice as Choice
-from jaxprune.formats.deploy import Choices as Choices
-from jaxprune.formats.deploy import deploy as deploy
-from jaxprune.formats.deploy import deployed_fun as deployed_fun
-from jaxprune.formats.rows import Rows as Rows
-from jaxprune.formats.strips import Strips as Strips
-from jaxprune.jaxpr.stored import Held as Held
+from jaxprune._jaxpr.roles.stored import Held as Held
+from jaxprune.formats._dense import Dense as Dense
+from jaxprune.formats._deploy import Choice as Choice
+from jaxprune.formats._deploy import Choices as Choices
+from jaxprune.formats._deploy import deployed_fun as deployed_fun
+from jaxprune.formats._rows import Rows as Rows
+from jaxprune.formats._strips import Strips as Strips

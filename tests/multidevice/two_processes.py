@@ -64,7 +64,7 @@ def trained(params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[st
 
 
 @jax.jit
-def step(params: dict[str, jax.Array], state: jaxprune.RefreshedState) -> tuple[dict[str, jax.Array], object]:
+def step(params: dict[str, jax.Array], state: object) -> tuple[dict[str, jax.Array], object]:
     """The gradient pulls every weight towards -2."""
     updates, state = OPTIMIZER.update(jax.tree.map(lambda leaf: leaf * 0.5 + 1, params), state, params)
     return optax.apply_updates(params, updates), state

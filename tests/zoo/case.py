@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks as masks_
-from jaxprune import tree
-from jaxprune.coupling import Coupling, couple
-from jaxprune.shrink import shrink
+from jaxprune._arrays import tree
+from jaxprune._masks import masking
+from jaxprune.structured._coupling import Coupling, couple
+from jaxprune.structured._shrink import shrink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def check(case: Case) -> Coupling:
     removed = 1 - size(small_params) / size(params)
     assert removed >= case.least, f"only {removed:.3f} of the parameters went"
     arrays = tuple(_larger(arg, i in case.batched) for i, arg in enumerate(args))
-    expected = plan.take(jitted(fun)(masks_.apply(params, masks), *arrays))
+    expected = plan.take(jitted(fun)(masking.apply(params, masks), *arrays))
     compare(jitted(small_fun)(small_params, *arrays), expected, case.tolerance)
     return coupling
 

@@ -1,0 +1,139 @@
+"""Integers in the order of floating-point numbers, so that comparing and bisecting are exact.
+
+Comparing floats would not do: a processor may flush denormals to zero, and NaN has no place in the order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune._arrays import meshes
+
+_INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+
+
+def keys(values: Float[Array, "..."] | Int[Array, "..."], absolute: bool = False) -> Int[Array, "..."]:
+    """Signed integers that order as the values do: -0 equals 0, NaN comes below -infinity.
+
+    Args:
+      values: Any real floating dtype of two, four or eight bytes. Integers, being keys already, are returned.
+      absolute: Order by absolute value.
+
+    Returns:
+      int32, or int64 for float64, of the same shape. Consecutive floats get consecutive integers, and no
+      float the lowest integer.
+    """
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        return values
+    integer = _INTEGER[values.dtype.itemsize]
+    bits = lax.bitcast_convert_type(values, integer)
+    if integer is jnp.int16:
+        bits = bits.astype(jnp.int32)
+    infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, values.dtype), integer).astype(bits.dtype)
+    magnitude = bits & jnp.array(jnp.iinfo(integer).max, bits.dtype)
+    ordered = magnitude if absolute else jnp.where(bits < 0, -magnitude, magnitude)
+    return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
+
+
+def values(keys: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """The floats that have these keys: the inverse of `keys`. What is beyond the largest finite float becomes that.
+
+    Args:
+      keys: int32 or int64.
+      dtype: Of the floats.
+    """
+    integer = _INTEGER[jnp.dtype(dtype).itemsize]
+    largest = lax.bitcast_convert_type(jnp.array(jnp.finfo(dtype).max, dtype), integer).astype(keys.dtype)
+    bounded = jnp.clip(keys, -largest, largest)
+    magnitude = jnp.abs(bounded).astype(integer)
+    positive = lax.bitcast_convert_type(magnitude, dtype)
+    return jnp.where(bounded < 0, -positive, positive)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[int, ...]) -> Bool[Array, "..."]:
+    """The highest scores of each of many lines, by bisection in one small loop.
+
+    Args:
+      scores: Any shape.
+      keep: How many stay in each line, from 0 to its length: of size 1 along `axes`.
+      axes: What a line runs along. Ties go to the lowest index along it, NaN last.
+
+    Returns:
+      `True` = among the highest.
+    """
+    if meshes.is_spread(scores):
+        return _highest(keys(scores), meshes.like(keep, scores), axes)
+    order = (*axes, *(a for a in range(scores.ndim) if a not in axes))
+    turned = scores.transpose(order)
+    lines = turned.reshape(math.prod(scores.shape[a] for a in axes), -1)
+    chosen = _highest(keys(lines), keep.transpose(order).reshape(1, -1), (0,))
+    return chosen.reshape(turned.shape).transpose([order.index(a) for a in range(scores.ndim)])
+
+
+def _highest(keys: Int[Array, "..."], keep: Int[Array, "..."], axes: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Only reduces, in the shape of `keys`: where these are spread over devices, a count for each line travels."""
+
+    def count(chosen: Bool[Array, "..."]) -> Int[Array, "..."]:
+        return meshes.like(jnp.sum(chosen, axis=axes, keepdims=True, dtype=jnp.int32), keys)
+
+    def ties(low: Int[Array, "..."], last: Int[Array, "..."]) -> Bool[Array, "..."]:
+        return (keys == low) & (-meshes.index_along(keys.shape, axes) >= last)
+
+    length, limits = math.prod(keys.shape[a] for a in axes), jnp.iinfo(keys.dtype)
+    ends = jnp.array(limits.min, keys.dtype), jnp.array(limits.max, keys.dtype)
+    low, reached = _bisected(lambda middle: count(keys >= middle), keep, length, *ends)
+    # Places count down from 0, so that the first ties are the highest. A line without surplus wants all of them.
+    wanted = jnp.where(reached == keep, length, keep - count(keys > low))
+    last, _ = _bisected(lambda place: count(ties(low, place)), wanted, length, jnp.int32(-length), jnp.int32(1))
+    return (keys > low) | ties(low, last)
+
+
+def _bisected(
+    count: Callable[[Int[Array, "..."]], Int[Array, "..."]],
+    keep: Int[Array, "..."],
+    length: int,
+    lowest: Int[Array, ""],
+    highest: Int[Array, ""],
+) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
+    """For each line, a key with exactly `keep` keys at or above it; or the highest with more, where keys are equal.
+
+    Args:
+      count: How many keys of each line lie at or above the keys given.
+      keep: From 0 to `length`.
+      length: How many keys a line has.
+      lowest: A key that all of them reach.
+      highest: One that none of them does.
+
+    Returns:
+      The key, and how many lie at or above it.
+    """
+
+    def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, reached = state  # `reached` lie at or above low: `keep` at least; fewer at or above high
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        above = count(middle)
+        enough = above >= keep
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle), jnp.where(enough, above, reached)
+
+    def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
+        low, high, reached = state
+        # By a sort, as XLA runs a loop that holds none on a single core, if it takes it for a small one.
+        left = jnp.sum((reached != keep) & (low + 1 < high), dtype=jnp.int32)
+        return jnp.sort(jnp.stack([left, jnp.zeros_like(left)]))[1] > 0
+
+    start = (
+        jnp.full_like(keep, lowest, dtype=lowest.dtype),
+        jnp.full_like(keep, highest, dtype=highest.dtype),
+        jnp.full_like(keep, length),
+    )
+    low, _, reached = lax.while_loop(unfinished, halve, start)
+    return low, reached

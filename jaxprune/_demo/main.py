@@ -1,0 +1,329 @@
+"""The demo: train, prune and retrain by each strategy, shrink, verify, report."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from jaxprune import _strategies, budgets, filters, patterns, structured
+from jaxprune import scores as scoring
+from jaxprune._calibration._calibrate import calibrate
+from jaxprune._demo import classifier, pictures
+from jaxprune._demo.data import Images, digits, fashion_mnist
+from jaxprune._evaluation._report import Evaluation, Report, report
+from jaxprune._masks import masking
+from jaxprune._transforms import gradual, masks_of
+from jaxprune.structured._coupling import Coupling, couple
+from jaxprune.structured._shrink import shrink
+from jaxprune.typing import Masks, Params, Statistics
+
+_RATE = 2e-3
+_IN_FOURS = filters.is_kernel & filters.Filter(lambda path, leaf: leaf.shape[-2] % 4 == 0)
+
+GRADUAL: dict[str, Any] = {
+    "uniform": _strategies.magnitude,
+    "global": functools.partial(_strategies.magnitude, budget=budgets.global_),
+    "block": functools.partial(_strategies.magnitude, pattern=patterns.Block((4, 4))),
+    "dft-energy": _strategies.dft,
+    "dft-low": functools.partial(_strategies.dft, keep="low"),
+    "dft-high": functools.partial(_strategies.dft, keep="high"),
+}
+FIXED: dict[str, Any] = {
+    "2:4": functools.partial(_strategies.magnitude, pattern=patterns.NM(2, 4), where=_IN_FOURS),
+    "1:4": functools.partial(_strategies.magnitude, pattern=patterns.NM(1, 4), where=_IN_FOURS),
+}
+
+
+# Whether the neurons that vary most go, not least, and whether their mean is put into the next bias.
+VARIANCE: dict[str, tuple[bool, bool]] = {
+    "var-large": (True, False),
+    "var-large+mean": (True, True),
+    "var-small": (False, False),
+    "var-small+mean": (False, True),
+}
+_UNTRAINED = (0.25, 0.5)  # without retraining, larger fractions leave every rule at chance
+
+
+class Settings(NamedTuple):
+    """What the command line says."""
+
+    strategies: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    seed: int
+    data: str
+    folder: Path
+    output: Path
+
+
+class Task(NamedTuple):
+    """The work: data, model, and how long to train."""
+
+    data: Images
+    model: classifier.Classifier
+    batch: int
+    epochs: int
+    retrain: int
+
+
+class Result(NamedTuple):
+    """One pruned model.
+
+    Attributes:
+      strategy: Its name.
+      asked: The sparsity asked for.
+      report: Before and after, on the held-out images.
+      shown: The mask of the layer that the picture shows; a frequency-pruned kernel itself, which has no zeros.
+      note: What else was found.
+    """
+
+    strategy: str
+    asked: float
+    report: Report
+    shown: np.ndarray
+    note: str = ""
+
+
+def run(settings: Settings) -> list[Result]:
+    """Runs the demo and writes `report.md` and two pictures to the output folder.
+
+    Args:
+      settings: From the command line.
+
+    Returns:
+      What was found, in the order of the table.
+
+    Raises:
+      ValueError: The data are missing, or a strategy missed the sparsity asked for.
+    """
+    started = time.perf_counter()
+    console = Console()
+    task = _task(settings)
+    fun = classifier.apply(task.model)
+    jobs = _jobs(settings)
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("training the dense model", total=len(jobs) + 1)
+        params = _train_dense(task, fun, settings.seed)
+        progress.advance(bar)
+        results = list[Result]()
+        for name, sparsity in jobs:
+            progress.update(bar, description=f"{name} at {100 * sparsity:g} %")
+            prune = _slim if name == "slim" else functools.partial(_by_variance if name in VARIANCE else _prune, name)
+            results.append(prune(task, fun, params, sparsity, settings.seed))
+            progress.advance(bar)
+    _tell(console, task, results, settings.output, time.perf_counter() - started)
+    return results
+
+
+def _task(settings: Settings) -> Task:
+    if settings.data == "digits":
+        return Task(digits(settings.seed), classifier.Classifier((16, 32), 64), 64, 40, 16)
+    model = classifier.Classifier((16, 32), 120, first_stride=2)
+    return Task(fashion_mnist(settings.folder), model, 128, 5, 2)
+
+
+def _jobs(settings: Settings) -> list[tuple[str, float]]:
+    """Each strategy at each sparsity; N:M at those that its patterns fix, variances at moderate ones."""
+    jobs = list[tuple[str, float]]()
+    for name in settings.strategies:
+        if name == "n:m":
+            jobs += [(n, p.keywords["pattern"].sparsity) for n, p in FIXED.items()]
+        elif name == "variance":
+            jobs += [(n, sparsity) for n in VARIANCE for sparsity in _UNTRAINED]
+        else:
+            jobs += [(name, sparsity) for sparsity in settings.sparsities]
+    return jobs
+
+
+def _train(
+    task: Task,
+    fun: Callable[..., Any],
+    params: Params,
+    optimizer: classifier.Optimizer,
+    epochs: int,
+    seed: int,
+    number: Any,
+) -> tuple[Params, Any]:
+    step = _step(fun, optimizer)
+    state = optimizer(number).init(params)
+    for images, labels in classifier.batches(task.data, epochs, task.batch, seed):
+        params, state, _ = step(params, state, images, labels, number)
+    return params, state
+
+
+@functools.lru_cache
+def _step(fun: Callable[..., Any], optimizer: classifier.Optimizer) -> Callable[..., Any]:
+    """Compiled once for each strategy: the sparsity is an argument."""
+    return classifier.train_step(fun, optimizer)
+
+
+def _steps(task: Task, epochs: int) -> int:
+    return epochs * (len(task.data.train_images) // task.batch)
+
+
+@functools.lru_cache
+def _adam(steps: int) -> classifier.Optimizer:
+    return lambda _: optax.adam(optax.cosine_decay_schedule(_RATE, steps))
+
+
+@functools.lru_cache
+def _gradual(name: str, steps: int) -> classifier.Optimizer:
+    end = steps // 2
+
+    def optimizer(sparsity: Any) -> optax.GradientTransformation:
+        adam = _adam(steps)(sparsity)
+        every = max(1, steps // 40)
+        if name in FIXED:
+            return gradual(adam, FIXED[name], None, end=end, every=every)
+        schedule = optax.polynomial_schedule(0.0, sparsity, power=3, transition_steps=end)
+        return gradual(adam, GRADUAL[name], schedule, end=end, every=every)
+
+    return optimizer
+
+
+def _train_dense(task: Task, fun: Callable[..., Any], seed: int) -> Params:
+    params = classifier.initialise(task.model, task.data.train_images, seed)
+    return _train(task, fun, params, _adam(_steps(task, task.epochs)), task.epochs, seed, jnp.float32(0))[0]
+
+
+def _prune(name: str, task: Task, fun: Callable[..., Any], params: Params, sparsity: float, seed: int) -> Result:
+    """Prunes and retrains in one jitted step."""
+    optimizer = _gradual(name, _steps(task, task.retrain))
+    pruned, state = _train(task, fun, params, optimizer, task.retrain, seed, jnp.float32(sparsity))
+    found = masks_of(state)
+    evidence = report(
+        (fun, params), (fun, pruned), task.data.test_images, task.data.test_labels, masks=found, requested=sparsity
+    )
+    _check(name, sparsity, evidence)
+    kernel = np.asarray(pruned["hidden"]["kernel"])
+    return Result(name, sparsity, evidence, kernel if name.startswith("dft") else kernel != 0)
+
+
+def _check(name: str, sparsity: float, evidence: Report) -> None:
+    """Holds a strategy to the sparsity asked for: to the weight, or to the block where it removes blocks."""
+    size = sum(leaf.size for leaf in evidence.leaves)
+    kept = sum(leaf.kept for leaf in evidence.leaves)
+    each = 16 * 0.5 * max(leaf.size for leaf in evidence.leaves) / size if name == "block" else 0.5
+    allowed = each * len(evidence.leaves) if name != "global" else each
+    if abs(kept - size * (1 - sparsity)) > allowed + 1e-6 * size:
+        raise ValueError(f"{name} kept {kept} of {size} weights at sparsity {sparsity}. This is a defect; report it.")
+
+
+def _slim(task: Task, fun: Callable[..., Any], params: Params, sparsity: float, seed: int) -> Result:
+    """Removes whole units, makes the model smaller, checks it against the masked one, and retrains the small one."""
+    images = task.data.test_images[:256]
+    coupling = couple(fun, params, images)
+    chosen: Masks = _strategies.slim(params, sparsity, coupling=coupling)
+    small, small_params, _ = shrink(fun, params, chosen, coupling)
+    masked, shrunk = jax.jit(fun)(masking.apply(params, chosen), images), jax.jit(small)(small_params, images)
+    difference = float(jnp.max(jnp.abs(masked - shrunk)) / jnp.max(jnp.abs(masked)))
+    if difference > 1e-4:
+        raise ValueError(
+            f"The shrunk model differs from the masked one by {difference:.1e}. This is a defect; report it."
+        )
+    optimizer = _adam(_steps(task, task.retrain))
+    small_params = _train(task, small, small_params, optimizer, task.retrain, seed, jnp.float32(0))[0]
+    evidence = report(
+        (fun, params),
+        (small, small_params),
+        task.data.test_images,
+        task.data.test_labels,
+        requested=sparsity,
+        timed=True,
+    )
+    speed = (evidence.before.milliseconds or 0) / (evidence.after.milliseconds or 1)
+    fewer = evidence.before.macs / evidence.after.macs
+    note = (
+        f"{100 * sparsity:g} % of units gone, equal to the masked model to {difference:.0e}, {fewer:.1f}x fewer MACs, "
+    )
+    note += f"{speed:.1f}x faster at batch {min(1000, len(task.data.test_labels))}"
+    shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
+    return Result("slim", sparsity, evidence, shown, note)
+
+
+def _by_variance(name: str, task: Task, fun: Callable[..., Any], params: Params, sparsity: float, seed: int) -> Result:
+    """Removes the neurons and channels that vary most or least, and looks at what is left without any retraining."""
+    del seed
+    most, keep_mean = VARIANCE[name]
+    coupling, statistics = _measured(task, fun, params)
+    ranked = structured.of_outputs(scoring.variance(params, statistics), coupling).by_group
+    scores = structured.UnitScores({group: -values if most else values for group, values in ranked.items()})
+    chosen: Masks = _strategies.slim(params, sparsity, coupling=coupling, scores=scores)
+    small, small_params, _ = shrink(fun, params, chosen, coupling, compensate=statistics if keep_mean else None)
+    evidence = report(
+        (fun, params), (small, small_params), task.data.test_images, task.data.test_labels, requested=sparsity
+    )
+    shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
+    return Result(name, sparsity, evidence, shown, "whole units are removed, and nothing is retrained")
+
+
+def _measured(task: Task, fun: Callable[..., Any], params: Params) -> tuple[Coupling, Statistics]:
+    """What lives and dies together, and how much each neuron varies over the training images."""
+    images = np.split(task.data.train_images[: len(task.data.train_images) // 3 * 3], 3)
+    return couple(fun, params, images[0][:2]), calibrate(fun, params, images, statistic="variance")
+
+
+def _tell(console: Console, task: Task, results: list[Result], output: Path, seconds: float) -> None:
+    """Prints the table and writes the files."""
+    dense = results[0].report.before
+    table = Table(title=f"{task.data.name}, {len(task.data.test_labels)} held-out images, in per cent", box=SIMPLE_HEAD)
+    table.add_column("strategy", no_wrap=True)
+    for heading in ("sparsity", "accuracy", "change", "recall", "F1", "weights", "KiB"):
+        table.add_column(heading, justify="right")
+    table.add_row("dense", "", *_quality(dense, dense), *_size(dense), end_section=True)
+    for result in results:
+        evidence = result.report
+        table.add_row(
+            result.strategy, f"{100 * evidence.sparsity:.2f}", *_quality(dense, evidence.after), *_size(evidence.after)
+        )
+    console.print(table)
+    noted: dict[str, dict[str, None]] = {}
+    for result in results:
+        noted.setdefault(result.note, {})[result.strategy] = None
+    for note, names in noted.items():
+        if note:
+            console.print(f"{', '.join(names)}: {note}.")
+    output.mkdir(parents=True, exist_ok=True)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        name = "n:m" if result.strategy in FIXED else result.strategy
+        curves.setdefault(name, []).append((result.asked, result.report.after.accuracy))
+    pictures.draw_accuracy(curves, dense.accuracy, output / "accuracy.png")
+    last = {result.strategy: result for result in results}
+    layers = {f"{name}, {100 * result.asked:g} %": result.shown for name, result in last.items()}
+    pictures.draw_masks(
+        layers, "what is kept of hidden/kernel (a frequency mask leaves no zeros)", output / "masks.png"
+    )
+    _write(task, results, output / "report.md")
+    names = ", ".join(str(output / name) for name in ("report.md", "accuracy.png", "masks.png"))
+    console.print(f"\nWrote {names} in {seconds:.0f} seconds.")
+
+
+def _quality(dense: Evaluation, found: Evaluation) -> tuple[str, ...]:
+    change = "" if found is dense else f"{100 * (found.accuracy - dense.accuracy):+.2f}"
+    accuracy, recall, f1 = (f"{100 * share:.2f}" for share in (found.accuracy, found.recall, found.f1))
+    return accuracy, change, recall, f1
+
+
+def _size(found: Evaluation) -> tuple[str, str]:
+    return f"{found.parameters:,}", f"{found.bytes / 1024:.1f}"
+
+
+def _write(task: Task, results: list[Result], path: Path) -> None:
+    lines = [f"# Pruning a classifier of {task.data.name}", "", "![Accuracy](accuracy.png)", "", "![Masks](masks.png)"]
+    for result in results:
+        title = f"## {result.strategy} at {100 * result.asked:g} %"
+        lines += ["", title, "", *([result.note, ""] if result.note else []), result.report.to_markdown()]
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,75 @@
+"""Multiply-accumulates of a function, dense and under masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxprune._arrays import tree
+from jaxprune._jaxpr.products import count
+from jaxprune._jaxpr.tracing import trace
+from jaxprune._masks.frequency import Spectral
+from jaxprune._masks.masking import checked
+from jaxprune.typing import Masks, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one call.
+
+    Attributes:
+      dense: Of the function as it is.
+      effective: Counting only the weights that the masks keep. Dense hardware does not skip the others: only `shrink`
+        and sparse kernels turn this into time.
+      by_leaf: Dense count by the path of the parameter that is multiplied by; "" for products of two activations.
+      unbounded: Whether the function has a `while` loop, whose body is counted once.
+    """
+
+    dense: int
+    effective: float
+    by_leaf: dict[str, int]
+    unbounded: bool
+
+
+def macs(fun: Callable[..., Any], params: Params, *args: Any, masks: Masks | None = None) -> Macs:
+    """Counts multiply-accumulates from the jaxpr: matrix products and convolutions, not elementwise work.
+
+    A convolution counts every tap at every place of its output, padding included; a scan every step; a `cond` its
+    dearest branch.
+
+    Args:
+      fun: The model, `fun(params, *args)`.
+      params: Any pytree; its arrays may be `jax.ShapeDtypeStruct`s.
+      *args: Likewise. The count is for their batch size.
+      masks: Of the structure of `params`. A `Spectral` mask saves nothing here.
+
+    Returns:
+      The counts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((4, 8))}
+      >>> got = macs(lambda p, x: x @ p["kernel"], params, jnp.ones((2, 4)), masks={"kernel": jnp.arange(8)[None] < 2})
+      >>> got.dense, got.effective
+      (64, 16.0)
+    """
+    traced = trace(fun, params, *args)
+    total = count(traced)
+    density = [1.0] * len(traced.paths)
+    if masks is not None:
+        rows, _ = tree.flatten(params, masks, names=("masks",))
+        kept = {path: _density(path, leaf, mask) for path, leaf, mask in rows if tree.is_array(leaf)}
+        density = [kept[path] for path in traced.paths]
+    by_leaf = {("" if i is None else traced.paths[i]): n for i, n in total.by_leaf.items()}
+    effective = sum(n * (1.0 if i is None else density[i]) for i, n in total.by_leaf.items())
+    return Macs(sum(total.by_leaf.values()), float(effective), by_leaf, total.unbounded)
+
+
+def _density(path: str, leaf: Any, mask: Any) -> float:
+    if mask is None or isinstance(mask, Spectral):
+        return 1.0
+    keeps = np.asarray(checked(path, leaf, mask))
+    return float(keeps.mean()) if keeps.size else 1.0

@@ -1,0 +1,312 @@
+"""Evidence: a model before and after pruning, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._arrays import tree
+from jaxprune._evaluation import _metrics
+from jaxprune._evaluation._convergence import Convergence, averaged
+from jaxprune._evaluation._macs import macs
+from jaxprune.corruptions import Corruption
+from jaxprune.typing import Masks, Params
+
+Model = tuple[Callable[[Params, Any], Any], Params]
+"""A function `fun(params, inputs)` that returns logits `(batch, classes)`, and its parameters."""
+
+_BATCH = 1000
+_TIMINGS = 11
+
+
+class Evaluation(NamedTuple):
+    """What was measured of one model.
+
+    Attributes:
+      accuracy: The share of samples classified right, in [0, 1].
+      recall: Averaged over the classes, each counting the same.
+      f1: The harmonic mean of precision and recall, averaged over the classes.
+      parameters: Floating-point numbers kept.
+      bytes: What they and their masks need.
+      macs: Multiply-accumulates per sample that involve a kept weight.
+      milliseconds: For one batch of at most 1,000 samples; `None` where it was not timed.
+      corrupted: The accuracy under each corruption, by its name.
+    """
+
+    accuracy: float
+    recall: float
+    f1: float
+    parameters: int
+    bytes: int
+    macs: float
+    milliseconds: float | None
+    corrupted: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Before and after. Prints as a table.
+
+    Attributes:
+      before: Of the dense model.
+      after: Of the pruned one.
+      leaves: What each pruned leaf keeps.
+      requested: The sparsity that was asked for, if it was said.
+      convergence: Both trainings' losses, if they were given.
+    """
+
+    before: Evaluation
+    after: Evaluation
+    leaves: Sequence[_metrics.LeafSummary]
+    requested: float | None = None
+    convergence: Convergence | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of weights removed from the pruned leaves."""
+        size = sum(leaf.size for leaf in self.leaves)
+        return 1 - sum(leaf.kept for leaf in self.leaves) / size if size else 0.0
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Measure, before, after, change."""
+        before, after = self.before, self.after
+        rows = [
+            (name, f"{100 * b:.2f} %", f"{100 * a:.2f} %", f"{100 * (a - b):+.2f} points")
+            for name, b, a in (
+                ("accuracy", before.accuracy, after.accuracy),
+                ("macro recall", before.recall, after.recall),
+                ("macro F1", before.f1, after.f1),
+                *((f"accuracy, {name}", share, after.corrupted[name]) for name, share in before.corrupted.items()),
+            )
+        ]
+        for name, b, a in (
+            ("parameters", before.parameters, after.parameters),
+            ("bytes", before.bytes, after.bytes),
+            ("MACs per sample", before.macs, after.macs),
+        ):
+            rows.append((name, f"{b:,.0f}", f"{a:,.0f}", _factor(b, a)))
+        if before.milliseconds is not None and after.milliseconds is not None:
+            b, a = before.milliseconds, after.milliseconds
+            rows.append(("milliseconds per batch", f"{b:.2f}", f"{a:.2f}", _factor(b, a)))
+        for level, b, a in [] if self.convergence is None else self.convergence.steps():
+            rows.append((f"steps to loss {level:.3g}", _steps(b), _steps(a), _factor(b, a) if b and a else ""))
+        asked = "" if self.requested is None else f"asked for {100 * self.requested:.2f} %"
+        rows.append(("sparsity", "", f"{100 * self.sparsity:.2f} %", asked))
+        return rows
+
+    def __str__(self) -> str:
+        rows = [("", "before", "after", "change"), *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            row[0].ljust(widths[0]) + "".join("  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        ]
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """Both tables: the measures, and what each leaf keeps."""
+        lines = ["| measure | before | after | change |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
+        lines += ["", "| leaf | shape | weights | kept | sparsity |", "|---|---|---|---|---|"]
+        for leaf in self.leaves:
+            shape = "×".join(str(size) for size in leaf.shape)
+            lines.append(f"| {leaf.path} | {shape} | {leaf.size:,} | {leaf.kept:,} | {100 * leaf.sparsity:.2f} % |")
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path) -> None:
+        """Draws the quality before and after and the density of each leaf, and what else there is, into a file.
+
+        Args:
+          path: Where to; the ending decides the format.
+
+        Raises:
+          ImportError: Without matplotlib, which `pip install "jaxprune[demo]"` brings.
+        """
+        from matplotlib.figure import Figure
+
+        draw = [_draw_quality, _draw_kept]
+        draw += [_draw_corrupted] * bool(self.before.corrupted) + [_draw_losses] * (self.convergence is not None)
+        rows = (len(draw) + 1) // 2
+        figure = Figure(figsize=(9, 3 * rows + 0.2 * len(self.leaves)), layout="constrained")
+        panels = figure.subplots(rows, 2, squeeze=False).flat
+        for axes, function in zip(panels, draw, strict=False):
+            function(axes, self)
+        for axes in list(panels)[len(draw) :]:
+            axes.set_visible(False)
+        figure.savefig(path)
+
+
+def report(
+    before: Model,
+    after: Model,
+    inputs: Any,
+    labels: Any,
+    *,
+    masks: Masks | None = None,
+    requested: float | None = None,
+    timed: bool = False,
+    corruptions: Mapping[str, Corruption] | None = None,
+    convergence: Convergence | None = None,
+) -> Report:
+    """Evaluates a classifier before and after pruning on the same samples.
+
+    Args:
+      before: `(fun, params)` of the dense model.
+      after: `(fun, params)` of the pruned one: the same function with pruned parameters, or a smaller one.
+      inputs: Samples `(n, ...)`, best none that the model was trained on.
+      labels: Integer classes `(n,)`.
+      masks: Of the pruned parameters, where they are masked; without, what differs in shape counts as pruned.
+      requested: The sparsity asked for, to be shown beside the one found.
+      timed: Measure the time for one batch. A masked model is not faster than a dense one; a shrunk one is.
+      corruptions: Functions from inputs to worse inputs, by name, under which the accuracy is measured again, such as
+        `corruptions.standard(jax.random.key(0))`.
+      convergence: The losses of both trainings, to compare the steps that they take.
+
+    Returns:
+      The evidence.
+
+    Raises:
+      ValueError: Inputs and labels differ in number, or a corruption changes the shape.
+      ImportError: Without scikit-learn, which `pip install "jaxprune[demo]"` brings.
+
+    Example:
+      >>> fun = lambda params, x: x @ params["kernel"]
+      >>> params = {"kernel": jnp.eye(3)}
+      >>> masks = jaxprune.magnitude(params, 2 / 3)
+      >>> print(jaxprune.report((fun, params), (fun, params), jnp.eye(3), jnp.arange(3), masks=masks).after.accuracy)
+      1.0
+    """
+    if len(inputs) != len(labels):
+        raise ValueError(f"`report` needs one label for each input; got {len(inputs)} inputs, {len(labels)} labels.")
+    samples, answers = np.asarray(inputs), np.asarray(labels)
+    worse = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
+    milliseconds = _times(before, after, samples[:_BATCH]) if timed else (None, None)
+    return Report(
+        _evaluate(before, samples, answers, worse, None, milliseconds[0]),
+        _evaluate(after, samples, answers, worse, masks, milliseconds[1]),
+        _metrics.summary(after[1], masks) if masks is not None else _smaller(before[1], after[1]),
+        requested,
+        convergence,
+    )
+
+
+def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray:
+    worse = np.asarray(corrupt(inputs))
+    if worse.shape != inputs.shape:
+        raise ValueError(
+            f"`corruptions['{name}']` must keep the shape of the inputs, {inputs.shape}; got {worse.shape}."
+        )
+    return worse
+
+
+def _evaluate(
+    model: Model,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    worse: Mapping[str, np.ndarray],
+    masks: Masks | None,
+    milliseconds: float | None,
+) -> Evaluation:
+    from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+    macro: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
+    fun, params = model
+    classify = jax.jit(lambda p, x: jnp.argmax(fun(p, x), axis=-1))
+
+    def predict(samples: np.ndarray) -> np.ndarray:
+        parts = (samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH))
+        return np.concatenate([np.asarray(classify(params, part)) for part in parts])
+
+    predicted = predict(inputs)
+    counted = macs(fun, params, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype), masks=masks)
+    removed = 0 if masks is None else sum(leaf.size - leaf.kept for leaf in _metrics.summary(params, masks))
+    return Evaluation(
+        float(accuracy_score(labels, predicted)),
+        float(recall_score(labels, predicted, **macro)),
+        float(f1_score(labels, predicted, **macro)),
+        _metrics.count_params(params) - removed,
+        _metrics.nbytes(params, masks),
+        float(counted.effective),
+        milliseconds,
+        {name: float(accuracy_score(labels, predict(samples))) for name, samples in worse.items()},
+    )
+
+
+def _times(before: Model, after: Model, batch: np.ndarray) -> tuple[float, float]:
+    """Median milliseconds of both, in turn, so that what else the machine does falls on both alike."""
+    calls = [(jax.jit(fun), params) for fun, params in (before, after)]
+    times: list[list[float]] = [[], []]
+    for _ in range(_TIMINGS + 1):
+        for (call, params), taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call(params, batch))
+            taken.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+
+
+def _smaller(before: Params, after: Params) -> list[_metrics.LeafSummary]:
+    """The leaves that a shrunk model holds in a smaller shape."""
+    sizes = dict(zip(tree.paths(after), jax.tree.leaves(after), strict=True))
+    rows = list[_metrics.LeafSummary]()
+    for path, leaf in tree.flatten(before)[0]:
+        small = sizes.get(path)
+        if tree.is_array(leaf) and small is not None and small.shape != leaf.shape:
+            rows.append(_metrics.LeafSummary(path, leaf.shape, leaf.size, small.size, 1 - small.size / leaf.size))
+    return rows
+
+
+def _factor(before: float, after: float) -> str:
+    return f"{before / after:.2f}x less" if after else "nothing left"
+
+
+def _steps(number: int | None) -> str:
+    return "never" if number is None else f"{number:,}"
+
+
+def _draw_pairs(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
+    """Shares in per cent, before beside after."""
+    for offset, label, shares in ((-0.2, "before", before), (0.2, "after", after)):
+        bars = axes.bar(np.arange(len(names)) + offset, [100 * share for share in shares], 0.4, label=label)
+        axes.bar_label(bars, fmt="%.1f", fontsize="small")
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize="small")
+    axes.set_ylabel("per cent")
+    axes.legend(loc="lower right")
+
+
+def _draw_quality(axes: Any, found: Report) -> None:
+    shares = [(values.accuracy, values.recall, values.f1) for values in (found.before, found.after)]
+    _draw_pairs(axes, ["accuracy", "macro recall", "macro F1"], *shares)
+
+
+def _draw_corrupted(axes: Any, found: Report) -> None:
+    names = list(found.before.corrupted)
+    _draw_pairs(axes, names, *([values.corrupted[name] for name in names] for values in (found.before, found.after)))
+    axes.set_ylabel("accuracy, per cent")
+
+
+def _draw_kept(axes: Any, found: Report) -> None:
+    axes.barh(range(len(found.leaves)), [100 * (1 - leaf.sparsity) for leaf in found.leaves])
+    axes.set_yticks(range(len(found.leaves)), [leaf.path for leaf in found.leaves])
+    axes.invert_yaxis()
+    axes.set_xlabel("kept, per cent")
+
+
+def _draw_losses(axes: Any, found: Report) -> None:
+    assert found.convergence is not None
+    window = found.convergence.window
+    for label, losses in (("before", found.convergence.before), ("after", found.convergence.after)):
+        axes.plot(np.arange(window, len(losses) + 1), averaged(losses, window), label=label)
+    for level, *_ in found.convergence.steps():
+        axes.axhline(level, color="black", linewidth=0.5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend(loc="upper right")

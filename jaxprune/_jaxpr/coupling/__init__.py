@@ -1,0 +1,1 @@
+"""Which positions of which axes live and die together: labels, and a rule per primitive."""

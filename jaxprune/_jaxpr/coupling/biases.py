@@ -1,0 +1,371 @@
+"""Which leaf is added to what each kernel puts out, so that a constant change of the one can go into the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from jax.extend.core import JaxprEqn, Literal
+
+from jaxprune._jaxpr.contractions import contraction
+from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.tracing import Traced
+from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+
+Steps: TypeAlias = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """A leaf that is added to what a kernel puts out.
+
+    Attributes:
+      path: The leaf.
+      axes: For each of its axes the kernel's axis that it lies along, -1 for none.
+      sign: 1 if it is added, -1 if it is subtracted, as a running mean is.
+    """
+
+    path: str
+    axes: tuple[int, ...]
+    sign: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Consumer:
+    """A kernel that a contraction multiplies by.
+
+    Attributes:
+      inputs: Its axes that are summed over against an activation; taps are not among them.
+      outputs: Its other axes that the result has.
+      groups: Of a convolution, whose inputs the kernel holds for one group only.
+      biases: Leaves added to the result, empty if some result of the kernel has none.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    groups: int
+    biases: tuple[Bias, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A leaf up to casts, broadcasts and the order of axes; `axes` as in `values.Leaf`."""
+
+    index: int
+    axes: tuple[int, ...]
+    steps: Steps = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    """A sum of products and leaves.
+
+    Attributes:
+      products: The number of each, its sign, and the kernel's axis behind each axis, -1 for none.
+      leaves: What was added: the number of the addition, its sign, the leaf.
+    """
+
+    products: tuple[tuple[int, int, tuple[int, ...]], ...]
+    leaves: tuple[tuple[int, int, _View], ...] = ()
+
+    def turned(self) -> _Sum:
+        """The negative."""
+        products = tuple((number, -sign, axes) for number, sign, axes in self.products)
+        return _Sum(products, tuple((number, -sign, leaf) for number, sign, leaf in self.leaves))
+
+
+@dataclasses.dataclass
+class _Search:
+    """What has been met so far.
+
+    Attributes:
+      paths: Of the leaves.
+      ranks: Of the leaves.
+      products: For each product its kernel, the axes summed over, the others, and the groups.
+      taken: For each product the leaf that is added to it, by its index too.
+      additions: For every addition of a leaf to a sum: the leaf, and the kernels whose products it takes.
+      reads: How often a leaf is read by more than a view of it.
+      uses: How often a variable is read.
+      scans: How many scans were entered.
+    """
+
+    paths: Sequence[str]
+    ranks: Sequence[int]
+    products: list[tuple[_View, tuple[int, ...], tuple[int, ...], int]] = dataclasses.field(default_factory=list)
+    taken: dict[int, tuple[int, Bias]] = dataclasses.field(default_factory=dict)
+    additions: list[tuple[int, set[int]]] = dataclasses.field(default_factory=list)
+    reads: Counter[int] = dataclasses.field(default_factory=Counter)
+    uses: dict[Any, int] = dataclasses.field(default_factory=dict)
+    scans: int = 0
+
+
+_Known: TypeAlias = "_View | _Sum | None"
+
+
+def consumers(traced: Traced) -> dict[str, Consumer]:
+    """Every leaf that a contraction multiplies an activation by, and what is added to the result.
+
+    A leaf counts as added if it meets the result, or a sum that the result is part of, before anything else reads
+    either, and if that is all that the leaf is for, beside being returned.
+    """
+    search = _Search(traced.paths, [len(leaf.shape) for leaf in traced.leaves])
+    jaxpr, constants = opened(traced.jaxpr)
+    leaves = [_View(i, tuple(range(rank))) for i, rank in enumerate(search.ranks)]
+    _run(search, jaxpr, constants, [*leaves, *[None] * (len(jaxpr.invars) - len(leaves))])
+    by_kernel: dict[int, list[int]] = {}
+    for number, (kernel, _, _, _) in enumerate(search.products):
+        by_kernel.setdefault(kernel.index, []).append(number)
+    return {traced.paths[index]: _consumer(search, numbers) for index, numbers in by_kernel.items()}
+
+
+def _consumer(search: _Search, numbers: Sequence[int]) -> Consumer:
+    kinds = {search.products[number][1:] for number in numbers}
+    inputs, outputs, groups = search.products[numbers[0]][1:]
+    if len(kinds) > 1 or not all(_sure(search, number) for number in numbers):
+        return Consumer(inputs, outputs, groups, ())
+    return Consumer(inputs, outputs, groups, tuple(dict.fromkeys(search.taken[number][1] for number in numbers)))
+
+
+def _sure(search: _Search, number: int) -> bool:
+    if number not in search.taken:
+        return False
+    index, _ = search.taken[number]
+    took = [kernels for leaf, kernels in search.additions if leaf == index]
+    return len(took) == search.reads[index] and all(kernels == took[0] for kernels in took)
+
+
+def _run(search: _Search, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[_Known]) -> list[_Known]:
+    here = Counter(atom for eqn in jaxpr.eqns for atom in eqn.invars if not isinstance(atom, Literal))
+    here.update(atom for atom in jaxpr.outvars if not isinstance(atom, Literal))
+    # Set, not added: a jaxpr that is called twice has the same variables both times.
+    search.uses |= here
+    return walk(jaxpr, arguments, _rule_of, search, literal=lambda _: None, constants=[None] * len(constants))
+
+
+def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[_Known]]:
+    return visit
+
+
+def visit(search: _Search, eqn: JaxprEqn, *operands: _Known) -> Sequence[_Known]:
+    """Applies the rule of an equation to what it reads alone; what else reads too is no longer a sum to add to."""
+    alone = [
+        None if isinstance(known, _Sum) and search.uses[atom] > 1 else known
+        for atom, known in zip(eqn.invars, operands, strict=True)
+    ]
+    return RULES.get(eqn.primitive.name, _other)(search, eqn, *alone)
+
+
+def _read(search: _Search, operands: Sequence[_Known]) -> None:
+    search.reads.update(known.index for known in operands if isinstance(known, _View))
+
+
+def _other(search: _Search, eqn: JaxprEqn, *operands: _Known) -> Sequence[_Known]:
+    """Calls are looked into; all else makes values of which nothing is known."""
+    if any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
+        jaxpr, constants = opened(held(eqn))
+        if len(jaxpr.invars) == len(operands):
+            return _run(search, jaxpr, constants, operands)
+    _read(search, operands)
+    return [None] * len(eqn.outvars)
+
+
+def _placed(known: _Known, places: Sequence[int]) -> _Known:
+    """The value with its axes at other places: for each new axis the old one, or -1."""
+
+    def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(axes[a] if a >= 0 else -1 for a in places)
+
+    if isinstance(known, _View):
+        return _View(known.index, moved(known.axes), known.steps)
+    if known is None:
+        return None
+    leaves = tuple((number, sign, _View(v.index, moved(v.axes), v.steps)) for number, sign, v in known.leaves)
+    return _Sum(tuple((number, sign, moved(axes)) for number, sign, axes in known.products), leaves)
+
+
+def _same(_: _Search, eqn: JaxprEqn, operand: _Known, *rest: _Known) -> list[_Known]:
+    return [operand]
+
+
+def _transpose(_: _Search, eqn: JaxprEqn, operand: _Known) -> list[_Known]:
+    return [_placed(operand, eqn.params["permutation"])]
+
+
+def _squeeze(_: _Search, eqn: JaxprEqn, operand: _Known) -> list[_Known]:
+    gone = eqn.params["dimensions"]
+    return [_placed(operand, [a for a in range(len(shape_of(eqn.invars[0]))) if a not in gone])]
+
+
+def _broadcast(_: _Search, eqn: JaxprEqn, operand: _Known, *sizes: _Known) -> list[_Known]:
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    places = [-1] * len(after)
+    for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
+        if before[axis] == after[out]:
+            places[out] = axis
+    return [_placed(operand, places)]
+
+
+def _reshape(search: _Search, eqn: JaxprEqn, operand: _Known) -> list[_Known]:
+    """What only adds or drops axes of one."""
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    places = [-1] * len(after)
+    if operand is None or 0 in before:
+        return [None]
+    for left, right in factors(before, after):
+        if len(left) == len(right) == 1:
+            places[right[0]] = left[0]
+        elif left and right:
+            _read(search, [operand])
+            return [None]
+    return [_placed(operand, places)]
+
+
+def _contract(search: _Search, eqn: JaxprEqn, *operands: _Known) -> list[_Known]:
+    views = [isinstance(known, _View) for known in operands]
+    _read(search, operands)
+    if sum(views) != 1:
+        return [None]
+    side = views.index(True)
+    kernel = operands[side]
+    assert isinstance(kernel, _View)
+    summed, _ = contraction(eqn)
+    inputs = tuple(kernel.axes[axis] for axis in summed[side])
+    groups, places = 1, _results(eqn, side)
+    if -1 in inputs:
+        return [None]
+    if eqn.primitive.name == "conv_general_dilated":
+        if side == 0 or eqn.params["batch_group_count"] != 1 or set(eqn.params["lhs_dilation"]) != {1}:
+            return [None]
+        groups = eqn.params["feature_group_count"]
+    axes = tuple(kernel.axes[a] if a >= 0 else -1 for a in places)
+    steps = [axis for _, axis in kernel.steps]
+    search.products.append((kernel, inputs, (*steps, *(a for a in axes if a >= 0)), groups))
+    return [_Sum(((len(search.products) - 1, 1, axes),))]
+
+
+def _results(eqn: JaxprEqn, side: int) -> list[int]:
+    """For each axis of a contraction's result, the axis of one operand that it is, or -1."""
+    places = [-1] * len(shape_of(eqn.outvars[0]))
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = eqn.params["dimension_numbers"]
+        places[numbers.out_spec[1]] = numbers.rhs_spec[0]
+        return places
+    summed, batched = eqn.params["dimension_numbers"]
+    free = [
+        [a for a in range(len(shape_of(atom))) if a not in (*summed[i], *batched[i])]
+        for i, atom in enumerate(eqn.invars)
+    ]
+    start = len(batched[side])
+    places[:start] = batched[side]
+    start += side * len(free[0])
+    places[start : start + len(free[side])] = free[side]
+    return places
+
+
+def _add(search: _Search, eqn: JaxprEqn, left: _Known, right: _Known) -> list[_Known]:
+    negative, shape = eqn.primitive.name == "sub", shape_of(eqn.outvars[0])
+    if negative and isinstance(right, _Sum):
+        right = right.turned()
+    sums = [known for known in (left, right) if isinstance(known, _Sum)]
+    if not sums:
+        _read(search, [left, right])
+        return [None]
+    products = tuple(product for known in sums for product in known.products)
+    leaves = tuple(leaf for known in sums for leaf in known.leaves)
+    for known, atom, sign in ((left, eqn.invars[0], 1), (right, eqn.invars[1], -1 if negative else 1)):
+        if isinstance(known, _View):
+            _read(search, [known])
+            if len(shape_of(atom)) == len(shape):
+                # An axis of one is stretched.
+                axes = tuple(a if n == m else -1 for a, n, m in zip(known.axes, shape_of(atom), shape, strict=True))
+                search.additions.append((known.index, set()))
+                leaf = dataclasses.replace(known, axes=axes)
+                leaves = (*leaves, (len(search.additions) - 1, sign, leaf))
+    return [_settled(search, _Sum(products, leaves), shape)]
+
+
+def _settled(search: _Search, known: _Sum, shape: tuple[int, ...]) -> _Sum:
+    """Gives each product to the first leaf that can take it."""
+    kernels = Counter(search.products[number][0].index for number, _, _ in known.products)
+    for number, sign, axes in known.products:
+        kernel = search.products[number][0]
+        for addition, sign_of_leaf, leaf in known.leaves:
+            took = search.additions[addition][1]
+            along = _along(kernel, axes, leaf, shape, search.ranks[leaf.index])
+            if along is None or number in search.taken or kernels[kernel.index] > 1:
+                continue
+            took.add(kernel.index)
+            search.taken[number] = leaf.index, Bias(search.paths[leaf.index], along, sign * sign_of_leaf)
+    return known
+
+
+def _along(
+    kernel: _View, axes: tuple[int, ...], leaf: _View, shape: tuple[int, ...], rank: int
+) -> tuple[int, ...] | None:
+    """The kernel's axis behind each axis of a leaf, or `None` if the leaf lacks one."""
+    found: dict[int, int] = {}
+    for theirs, ours, width in zip(axes, leaf.axes, shape, strict=True):
+        if theirs >= 0 and width > 1:
+            if ours < 0:
+                return None
+            found[ours] = theirs
+    layers = dict(leaf.steps)
+    for scan, axis in kernel.steps:
+        if scan not in layers:
+            return None
+        found[layers[scan]] = axis
+    return tuple(found.get(axis, -1) for axis in range(rank))
+
+
+def _scan(search: _Search, eqn: JaxprEqn, *operands: _Known) -> list[_Known]:
+    fixed, carried = scan_counts(eqn.params)
+    search.scans += 1
+    _read(search, operands[fixed : fixed + carried])
+    slices = [
+        _View(known.index, known.axes[1:], (*known.steps, (search.scans, known.axes[0])))
+        if isinstance(known, _View) and known.axes[0] >= 0
+        else None
+        for known in operands[fixed + carried :]
+    ]
+    # A leaf that is not stepped along, but repeated for every step, is lost from sight.
+    _read(search, [k for k, s in zip(operands[fixed + carried :], slices, strict=True) if s is None])
+    jaxpr, constants = opened(eqn.params["jaxpr"])
+    outputs = _run(search, jaxpr, constants, [*_leaves(operands[:fixed]), *[None] * carried, *slices])
+    _read(search, outputs)
+    return [None] * len(eqn.outvars)
+
+
+def _while(search: _Search, eqn: JaxprEqn, *operands: _Known) -> list[_Known]:
+    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry = operands[tests + bodies :]
+    _read(search, carry)
+    nothing = [None] * len(carry)
+    for name, held_fixed in (("cond_jaxpr", operands[:tests]), ("body_jaxpr", operands[tests : tests + bodies])):
+        _read(search, _run(search, *opened(eqn.params[name]), [*_leaves(held_fixed), *nothing]))
+    return [None] * len(eqn.outvars)
+
+
+def _cond(search: _Search, eqn: JaxprEqn, _: _Known, *operands: _Known) -> list[_Known]:
+    for branch in eqn.params["branches"]:
+        _read(search, _run(search, *opened(branch), _leaves(operands)))
+    return [None] * len(eqn.outvars)
+
+
+def _leaves(operands: Sequence[_Known]) -> list[_Known]:
+    return [known if isinstance(known, _View) else None for known in operands]
+
+
+RULES: dict[str, Callable[..., Sequence[_Known]]] = {
+    **dict.fromkeys("convert_element_type reduce_precision copy sharding_constraint".split(), _same),
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    **dict.fromkeys(("dot_general", "conv_general_dilated"), _contract),
+    **dict.fromkeys(("add", "sub", "add_any"), _add),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

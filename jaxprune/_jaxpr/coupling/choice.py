@@ -1,0 +1,111 @@
+"""Which of several axes corresponds, where a reshape or a grouped convolution leaves a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxprune._jaxpr.coupling.forest import Labels
+from jaxprune._jaxpr.coupling.values import Choose, Labeling, Pending
+
+
+def by_split(split: Any) -> Choose:
+    """Chooses as the user's `split` says, unless labels already joined leave only one way.
+
+    Args:
+      split: "outer", "inner" or a callable from a `Split` to one of them.
+    """
+    if not callable(split) and split not in ("outer", "inner"):
+        raise ValueError(f'`split` is "outer", "inner" or a callable that returns one of them; got {split!r}.')
+
+    def choose(labeling: Labeling, pending: Pending, left: list[int], right: list[int]) -> tuple[int, int] | None:
+        sides = (pending.inputs, pending.outputs)
+        live = [
+            [i for i in open_ if labeling.forest.tags(side[i]).any()]
+            for side, open_ in zip(sides, (left, right), strict=True)
+        ]
+        if not live[0] and not live[1]:
+            return None
+
+        def outermost() -> bool:
+            if pending.primitive != "reshape" and not callable(split):
+                return False
+            answer = split(pending.split()) if callable(split) else split
+            if answer not in ("outer", "inner"):
+                raise ValueError(f'`split` must return "outer" or "inner"; it returned {answer!r}.')
+            return answer == "outer"
+
+        def among(candidates: list[int]) -> int:
+            return candidates[0] if len(candidates) == 1 or outermost() else candidates[-1]
+
+        for flip in (False, True):
+            (one, many), (one_open, many_open) = (sides[::-1], (right, left)) if flip else (sides, (left, right))
+            if len(one) == 1 and len(one_open) == 1:
+                fitting = fits(labeling.forest.find(one[0]), many, many_open)
+                live_many = live[0 if flip else 1]
+                if len(fitting) == 1:
+                    chosen = fitting[0]
+                elif flip and live_many:
+                    # A merge: the axis that holds parameters, not one that happens to be free.
+                    chosen = among(live_many)
+                else:
+                    chosen = among(many_open)
+                return (chosen, 0) if flip else (0, chosen)
+        return among(live[0] or left), among(live[1] or right)
+
+    return choose
+
+
+def fits(flat: np.ndarray, side: Sequence[Labels], candidates: list[int]) -> list[int]:
+    """Axes of a side such that what the product's positions hold depends on that axis alone."""
+    shape = [len(labels) for labels in side]
+    if sum(n > 1 for n in shape) < 2:
+        return list(candidates)
+    grid = flat.reshape(shape)
+    found = []
+    for axis in candidates:
+        rows = np.moveaxis(grid, axis, 0).reshape(shape[axis], -1)
+        if shape[axis] > 1 and (rows == rows[:, :1]).all() and len(np.unique(rows[:, 0])) > 1:
+            found.append(axis)
+    return found
+
+
+def by_removal(kept_tag: int = 1) -> Choose:
+    """Chooses the axis along which what a plan removes is removed as a whole.
+
+    Args:
+      kept_tag: Tags above it mark removed positions; equal tags are removed together.
+    """
+
+    def choose(labeling: Labeling, pending: Pending, left: list[int], right: list[int]) -> tuple[int, int] | None:
+        sides = (pending.inputs, pending.outputs)
+        marked = [
+            [i for i in open_ if (labeling.forest.tags(side[i]) > kept_tag).any()]
+            for side, open_ in zip(sides, (left, right), strict=True)
+        ]
+        for this, other in ((0, 1), (1, 0)):
+            if not marked[this]:
+                continue
+            source = marked[this][0]
+            flat = _flat_tags(labeling, sides[this], source, kept_tag)
+            open_ = right if this == 0 else left
+            fitting = fits(flat, sides[other], open_)
+            if len(fitting) != 1:
+                raise ValueError(
+                    f"The plan removes positions that '{pending.primitive}' from "
+                    f"{[len(x) for x in pending.inputs]} to {[len(x) for x in pending.outputs]} cannot keep apart "
+                    f"({pending.source}). Make it with `shrink` from a coupling of the same function."
+                )
+            return (source, fitting[0]) if this == 0 else (fitting[0], source)
+        return None
+
+    return choose
+
+
+def _flat_tags(labeling: Labeling, side: Sequence[Labels], chosen: int, kept_tag: int) -> np.ndarray:
+    shape = [1] * len(side)
+    shape[chosen] = len(side[chosen])
+    tags = np.maximum(labeling.forest.tags(side[chosen]), kept_tag).reshape(shape)
+    return np.broadcast_to(tags, [len(labels) for labels in side]).reshape(-1)

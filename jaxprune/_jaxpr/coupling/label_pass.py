@@ -1,0 +1,122 @@
+"""Runs the label pass over a whole traced function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+
+from jaxprune._jaxpr.coupling import labels, regroup
+from jaxprune._jaxpr.coupling.forest import Forest
+from jaxprune._jaxpr.coupling.values import Choose, Frame, Labeling, Value, bare
+from jaxprune._jaxpr.tracing import Traced
+from jaxprune._jaxpr.walker import opened, shape_of
+
+Axes = Sequence[np.ndarray]
+
+
+def propagate(
+    traced: Traced,
+    leaf_labels: Callable[[Forest, int], Axes],
+    choose: Choose,
+    *,
+    exact: bool,
+    keep: bool = False,
+) -> tuple[Labeling, list[Axes]]:
+    """Labels every axis of every value of a traced function.
+
+    Args:
+      traced: The function.
+      leaf_labels: Makes the labels of a parameter leaf, given its index.
+      choose: Decides where one axis becomes two; see `Labeling`.
+      exact: Freeze what is summed where removed positions may not hold 0.
+      keep: Keep the labels of all values, in `frame`.
+
+    Returns:
+      The finished pass, and the labels of each leaf.
+    """
+    forest = Forest()
+    labeling = Labeling(forest, labels.rule_of, choose, exact, Frame() if keep else None)
+    own = [leaf_labels(forest, i) for i in range(len(traced.leaves))]
+    params = [labels.leaf_value(labeling, i, axes) for i, axes in enumerate(own)]
+    jaxpr, constants = opened(traced.jaxpr)
+    inputs = [
+        _input(forest, name, shape_of(variable))
+        for name, variable in zip(traced.inputs, jaxpr.invars[len(params) :], strict=True)
+    ]
+    outputs = labeling.walk(jaxpr, constants, [*params, *inputs])
+    updated = updated_leaves(traced)
+    for position, (name, value) in enumerate(zip(traced.outputs, outputs, strict=True)):
+        for axis, axis_labels in enumerate(value.axes):
+            if position in updated:
+                forest.union(axis_labels, own[updated[position]][axis])
+            else:
+                forest.freeze(axis_labels, f"axis {axis} of output '{name}'" if name else f"axis {axis} of the output")
+        labeling.escaped += value.axes
+    _follow(traced, labeling, own, updated.values())
+    regroup.settle(labeling)
+    return labeling, own
+
+
+def _input(forest: Forest, name: str, shape: Sequence[int]) -> Value:
+    return bare([forest.frozen(n, f"axis {axis} of argument {name}") for axis, n in enumerate(shape)])
+
+
+def updated_leaves(traced: Traced) -> dict[int, int]:
+    """Outputs that are parameter leaves returned with new values (running statistics, gradients), by position.
+
+    Such an output has the shape of the leaf and, below the position in the returned tuple, the leaf's path or its end.
+    """
+    shapes = [shape_of(variable) for variable in traced.jaxpr.jaxpr.outvars]
+    by_path = {path: i for i, path in enumerate(traced.paths)}
+    found: dict[int, int] = {}
+    for position, name in enumerate(traced.outputs):
+        parts = name.split("/")
+        ends = ["/".join(parts[1:]), name] if len(parts) > 1 else []
+        for end in ends:
+            matches = (
+                [by_path[end]]
+                if end in by_path
+                else [i for path, i in by_path.items() if path.endswith("/" + end) and "/" in end]
+            )
+            if len(matches) == 1 and traced.leaves[matches[0]].shape == shapes[position]:
+                found[position] = matches[0]
+                break
+    return found
+
+
+def _follow(traced: Traced, labeling: Labeling, own: Sequence[Axes], updated: Collection[int]) -> None:
+    """Leaves that the program never reads live and die with the leaf of the same shape and most similar path."""
+    for index in range(len(traced.leaves)):
+        if index in labeling.used or index in updated:
+            continue
+        sibling = _sibling(traced, labeling.used, index)
+        for axis, axis_labels in enumerate(own[index]):
+            if sibling is None:
+                labeling.forest.freeze(axis_labels, "the function never reads it")
+            else:
+                labeling.forest.union(axis_labels, own[sibling][axis])
+
+
+def _sibling(traced: Traced, used: Collection[int], index: int) -> int | None:
+    """A leaf of the same name elsewhere (the average of a weight), else one of the same module."""
+    parts = traced.paths[index].split("/")
+    best, most = None, 0
+    for other in used:
+        if traced.leaves[other].shape != traced.leaves[index].shape:
+            continue
+        theirs = traced.paths[other].split("/")
+        tail = _common(reversed(parts), reversed(theirs))
+        alike = 2 * tail if tail else int(parts[:-1] == theirs[:-1])
+        if alike > most:
+            best, most = other, alike
+    return best
+
+
+def _common(first: Iterable[str], second: Iterable[str]) -> int:
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

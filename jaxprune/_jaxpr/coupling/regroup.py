@@ -1,0 +1,326 @@
+"""Label rules of primitives that move, split, merge, cut or index axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from jaxprune._jaxpr.coupling.forest import Forest, Labels
+from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Value, bare
+from jaxprune._jaxpr.walker import shape_of
+
+
+def broadcast(labeling: Labeling, eqn: JaxprEqn, operand: Value, *_: Value) -> list[Value]:
+    """`broadcast_in_dim`: new and stretched axes are free."""
+    shape = shape_of(eqn.outvars[0])
+    axes = [labeling.forest.fresh(width) for width in shape]
+    zero = [operand.const == 0] * len(shape)
+    leaf_axes = [-1] * len(shape)
+    for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
+        if len(operand.axes[axis]) == shape[out]:
+            axes[out] = operand.axes[axis]
+            zero[out] |= operand.zero[axis]
+            leaf_axes[out] = operand.leaf.axes[axis] if operand.leaf else -1
+        else:
+            labeling.forest.freeze(operand.axes[axis], "an axis of one is stretched")
+    leaf = operand.leaf and Leaf(operand.leaf.index, tuple(leaf_axes))
+    return [Value(tuple(axes), tuple(zero), operand.const, leaf, operand.summed)]
+
+
+def transpose(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """Permutes the axes."""
+    order = eqn.params["permutation"]
+    leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in order))
+    return [bare([operand.axes[a] for a in order], [operand.zero[a] for a in order]).but(leaf=leaf)]
+
+
+def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """Drops axes of one, whose only position must therefore stay."""
+    gone = eqn.params["dimensions"]
+    for axis in gone:
+        labeling.forest.freeze(operand.axes[axis], "an axis of one is dropped")
+    left = [a for a in range(len(operand.axes)) if a not in gone]
+    leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in left))
+    out = bare([operand.axes[a] for a in left], [operand.zero[a] for a in left])
+    return [out.but(leaf=leaf, summed=operand.summed, const=operand.const)]
+
+
+def factors(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Aligns two shapes of equal size into the finest runs of axes with equal products."""
+    i, j = 0, 0
+    while i < len(before) or j < len(after):
+        left, right, products = [], [], [1, 1]
+        while not (left and right) or products[0] != products[1]:
+            if not left and i < len(before) and before[i] == 1:
+                break
+            if not right and left == [] and j < len(after) and after[j] == 1:
+                break
+            if (products[0] <= products[1] or j >= len(after)) and i < len(before):
+                products[0] *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after):
+                products[1] *= after[j]
+                right.append(j)
+                j += 1
+            else:
+                break
+        if not left and not right:
+            if i < len(before) and before[i] == 1:
+                left.append(i)
+                i += 1
+            else:
+                right.append(j)
+                j += 1
+        yield left, right
+
+
+def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """Aligns factors of equal product; where one axis becomes two, decides later which of them it is."""
+    forest, before, after = labeling.forest, shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    axes: list[Any] = [None] * len(after)
+    zero = [False] * len(after)
+    leaf_axes = [-1] * len(after)
+    plain = operand.leaf is not None
+    if 0 in before:
+        return [labeling.fresh(after)]
+    for left, right in factors(before, after):
+        inputs = [operand.axes[a] for a in left]
+        holds = all(operand.zero[a] or forest.all_frozen(operand.axes[a]) for a in left)
+        if not right:
+            forest.freeze(inputs[0], "an axis of one is dropped")
+        elif not left:
+            axes[right[0]], zero[right[0]] = forest.fresh(1), operand.const == 0
+        elif len(left) == len(right) == 1:
+            axes[right[0]], zero[right[0]] = inputs[0], holds
+            leaf_axes[right[0]] = operand.leaf.axes[left[0]] if operand.leaf else -1
+        else:
+            plain = False
+            outputs = _regrouped(labeling, eqn, inputs, [after[a] for a in right])
+            for axis, labels in zip(right, outputs, strict=True):
+                axes[axis], zero[axis] = labels, holds or operand.const == 0
+    leaf = Leaf(operand.leaf.index, tuple(leaf_axes)) if plain and operand.leaf else None
+    return [Value(tuple(axes), tuple(zero), operand.const, leaf, operand.summed)]
+
+
+def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: list[int]) -> list[Labels]:
+    forest = labeling.forest
+    open_ = [i for i, labels in enumerate(inputs) if not forest.all_frozen(labels)]
+    if not open_:
+        return [forest.frozen(n, forest.why(int(inputs[0][0]))) for n in widths]
+    if len(open_) == 1 and len(widths) == 1:
+        return [_spread(inputs, open_[0])]
+    outputs = [forest.fresh(n) for n in widths]
+    labeling.pending.append(Pending(eqn.primitive.name, labeling.source(eqn), tuple(inputs), tuple(outputs)))
+    return outputs
+
+
+def _spread(side: Sequence[Labels], chosen: int) -> Labels:
+    """Labels of one axis at every position of the product of all axes."""
+    shape = [1] * len(side)
+    shape[chosen] = len(side[chosen])
+    return np.broadcast_to(side[chosen].reshape(shape), [len(labels) for labels in side]).reshape(-1)
+
+
+def settle(labeling: Labeling) -> None:
+    """Decides all pending regroupings: first those with one answer, then the others in program order."""
+    waiting = labeling.pending
+    moved = True
+    while moved:
+        while moved:
+            rest = [p for p in waiting if not _settled(labeling, p, force=False)]
+            moved, waiting = len(rest) < len(waiting), rest
+        rest = [p for p in waiting if not _settled(labeling, p, force=True)]
+        moved, waiting = len(rest) < len(waiting), rest
+    labeling.pending = waiting
+
+
+def _settled(labeling: Labeling, pending: Pending, force: bool) -> bool:
+    forest = labeling.forest
+    sides = (pending.inputs, pending.outputs)
+    open_ = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
+    if not open_[0] or not open_[1]:
+        for side, others in zip(sides, reversed(sides), strict=True):
+            why = next((forest.why(int(labels[0])) for labels in others if forest.all_frozen(labels)), "")
+            for labels in side:
+                forest.freeze(labels, why)
+        return True
+    if len(open_[0]) == len(open_[1]) == 1:
+        _join(forest, pending, open_[0][0], open_[1][0])
+        return True
+    if not force:
+        return False
+    chosen = labeling.choose(labeling, pending, open_[0], open_[1])
+    if chosen is None:
+        return False
+    _join(forest, pending, *chosen)
+    return True
+
+
+def _join(forest: Forest, pending: Pending, left: int, right: int) -> None:
+    forest.union(_spread(pending.inputs, left), _spread(pending.outputs, right))
+    for side, chosen in ((pending.inputs, left), (pending.outputs, right)):
+        for index, labels in enumerate(side):
+            if index != chosen:
+                forest.freeze(labels, f"'{pending.primitive}' keeps it whole beside the axis that is pruned")
+
+
+def concatenate(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Lays label arrays one after the other."""
+    along = eqn.params["dimension"]
+    axes = list(operands[0].axes)
+    for axis in range(len(axes)):
+        if axis == along:
+            axes[axis] = np.concatenate([o.axes[axis] for o in operands])
+        else:
+            for other in operands[1:]:
+                labeling.forest.union(axes[axis], other.axes[axis])
+    zero = [
+        all(o.zero[axis] or o.const == 0 or labeling.forest.all_frozen(o.axes[axis]) for o in operands)
+        for axis in range(len(axes))
+    ]
+    return [bare(axes, zero)]
+
+
+def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """`slice`: cuts the label arrays likewise."""
+    start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * len(start)
+    axes = [
+        labels if (a, b, s) == (0, len(labels), 1) else labels[a:b:s]
+        for labels, a, b, s in zip(operand.axes, start, limit, strides, strict=True)
+    ]
+    return [bare(axes, operand.zero).but(const=operand.const)]
+
+
+def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """Cuts one axis into parts."""
+    along, sizes = eqn.params["axis"], eqn.params["sizes"]
+    parts = np.split(operand.axes[along], np.cumsum(sizes)[:-1])
+    before, after = operand.axes[:along], operand.axes[along + 1 :]
+    return [bare((*before, part, *after), operand.zero) for part in parts]
+
+
+def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
+    """Padded positions are free."""
+    axes, zero = [], []
+    for labels, holds, config in zip(operand.axes, operand.zero, eqn.params["padding_config"], strict=True):
+        low, high, inner = map(int, config)
+        if (low, high, inner) == (0, 0, 0):
+            axes.append(labels)
+            zero.append(holds)
+        elif inner == 0 and low >= 0 and high >= 0 and not labeling.forest.all_frozen(labels):
+            fresh = labeling.forest.fresh(low + high)
+            axes.append(np.concatenate([fresh[:low], labels, fresh[low:]]))
+            zero.append(holds and fill.const == 0)
+        else:
+            labeling.forest.freeze(labels, "'pad' cuts it or spaces it out")
+            width = max(0, low + high + len(labels) + inner * max(0, len(labels) - 1))
+            axes.append(labeling.forest.frozen(width, "'pad' cuts it or spaces it out"))
+            zero.append(False)
+    return [bare(axes, zero)]
+
+
+def reverse(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """`rev`: reverses the label arrays."""
+    turned = eqn.params["dimensions"]
+    return [operand.but(axes=tuple(x[::-1] if a in turned else x for a, x in enumerate(operand.axes)), leaf=None)]
+
+
+def gather(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value) -> list[Value]:
+    """Axes taken whole pass, indexed ones freeze, index axes become axes of the result."""
+    forest, numbers, sizes = labeling.forest, eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = shape_of(eqn.outvars[0])
+    axes: list[Any] = [None] * len(shape)
+    zero = [False] * len(shape)
+    forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
+    batch_out = [a for a in range(len(shape)) if a not in numbers.offset_dims]
+    for out, labels in zip(batch_out, indices.axes[:-1], strict=True):
+        axes[out] = labels
+    for axis, index_axis in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
+        forest.union(operand.axes[axis], indices.axes[index_axis])
+        zero[batch_out[index_axis]] = operand.zero[axis]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    for axis in numbers.collapsed_slice_dims:
+        forest.freeze(operand.axes[axis], "'gather' indexes it")
+    windows = [a for a in range(len(operand.axes)) if a not in gone]
+    for out, axis in zip(numbers.offset_dims, windows, strict=True):
+        if sizes[axis] == len(operand.axes[axis]) and axis not in numbers.start_index_map:
+            axes[out], zero[out] = operand.axes[axis], operand.zero[axis]
+        else:
+            forest.freeze(operand.axes[axis], "'gather' indexes it")
+            axes[out] = forest.frozen(shape[out], "'gather' indexes it")
+    return [bare(axes, zero)]
+
+
+def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, updates: Value) -> list[Value]:
+    """Axes written whole pass, indexed ones freeze."""
+    forest, numbers, name = labeling.forest, eqn.params["dimension_numbers"], eqn.primitive.name
+    zero = [False] * len(operand.axes)
+    forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    for axis in numbers.inserted_window_dims:
+        forest.freeze(operand.axes[axis], f"'{name}' indexes it")
+    windows = [a for a in range(len(operand.axes)) if a not in gone]
+    for update_axis, axis in zip(numbers.update_window_dims, windows, strict=True):
+        whole = len(updates.axes[update_axis]) == len(operand.axes[axis])
+        if whole and axis not in numbers.scatter_dims_to_operand_dims:
+            forest.union(updates.axes[update_axis], operand.axes[axis])
+            zero[axis] = (operand.zero[axis] or operand.const == 0) and updates.zero[update_axis]
+        else:
+            forest.freeze(updates.axes[update_axis], f"'{name}' indexes it")
+            forest.freeze(operand.axes[axis], f"'{name}' indexes it")
+    rows = [a for a in range(len(updates.axes)) if a not in numbers.update_window_dims]
+    for axis, labels in zip(rows, indices.axes[:-1], strict=True):
+        forest.freeze(updates.axes[axis], f"'{name}' indexes it")
+        forest.freeze(labels, f"'{name}' indexes it")
+    for axis, index_axis in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
+        forest.union(operand.axes[axis], indices.axes[index_axis])
+    return [bare(operand.axes, zero)]
+
+
+def dynamic_slice(labeling: Labeling, eqn: JaxprEqn, operand: Value, *starts: Value) -> list[Value]:
+    """Axes taken whole pass."""
+    axes = []
+    for labels, size in zip(operand.axes, eqn.params["slice_sizes"], strict=True):
+        if size == len(labels):
+            axes.append(labels)
+        else:
+            labeling.forest.freeze(labels, "'dynamic_slice' indexes it")
+            axes.append(labeling.forest.frozen(size, "'dynamic_slice' indexes it"))
+    return [bare(axes, operand.zero)]
+
+
+def dynamic_update_slice(
+    labeling: Labeling, eqn: JaxprEqn, operand: Value, update: Value, *starts: Value
+) -> list[Value]:
+    """Axes written whole pass."""
+    for ours, theirs in zip(operand.axes, update.axes, strict=True):
+        if len(ours) == len(theirs):
+            labeling.forest.union(ours, theirs)
+        else:
+            labeling.forest.freeze(ours, "'dynamic_update_slice' indexes it")
+            labeling.forest.freeze(theirs, "'dynamic_update_slice' indexes it")
+    zero = [(a or operand.const == 0) and b for a, b in zip(operand.zero, update.zero, strict=True)]
+    return [bare(operand.axes, zero)]
+
+
+RULES: dict[str, Callable[..., Sequence[Value]]] = {
+    "broadcast_in_dim": broadcast,
+    "transpose": transpose,
+    "squeeze": squeeze,
+    "reshape": reshape,
+    "concatenate": concatenate,
+    "slice": cut,
+    "split": split,
+    "pad": pad,
+    "rev": reverse,
+    "gather": gather,
+    **dict.fromkeys("scatter scatter-add scatter_add scatter-mul scatter_mul".split(), scatter),
+    **dict.fromkeys("scatter-min scatter_min scatter-max scatter_max scatter_sub scatter-sub".split(), scatter),
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+}

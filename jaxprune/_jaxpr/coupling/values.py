@@ -1,0 +1,188 @@
+"""What the label pass knows about a value, and the context that its rules share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Var
+
+from jaxprune._jaxpr.coupling.forest import Forest, Labels
+from jaxprune._jaxpr.walker import source_of, walk
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A value that is a parameter leaf, up to casts and the order of axes.
+
+    Attributes:
+      index: Position of the leaf in the flattened parameters.
+      axes: The leaf's axis behind each axis of the value, -1 for none.
+    """
+
+    index: int
+    axes: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """Labels of one value.
+
+    Attributes:
+      axes: One label array per axis.
+      zero: Per axis: does the value hold 0 wherever a position of that axis is removed?
+      const: The value itself, where it is a known scalar (or one broadcast).
+      leaf: The parameter it is, if it is one.
+      summed: Labels of the axes that a sum has removed, for a later division by their count.
+    """
+
+    axes: tuple[Labels, ...]
+    zero: tuple[bool, ...]
+    const: float | None = None
+    leaf: Leaf | None = None
+    summed: tuple[Labels, ...] = ()
+
+    def but(self, **changes: Any) -> Value:
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **changes)
+
+
+def bare(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Value:
+    """A value of which only the labels are known."""
+    axes = tuple(axes)
+    return Value(axes, (False,) * len(axes) if zero is None else tuple(zero))
+
+
+@dataclasses.dataclass
+class Frame:
+    """Labels of one run through one jaxpr, kept for re-evaluation: the same jaxpr may run elsewhere with others."""
+
+    values: dict[Var, Value] = dataclasses.field(default_factory=dict)
+    children: dict[tuple[int, int], Frame] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A place where one axis is two: a reshape of C into (H, D), or a convolution over groups.
+
+    Attributes:
+      primitive: "reshape" or "conv_general_dilated".
+      inputs: Sizes of the axes on the operand's side.
+      outputs: Sizes of the axes on the result's side.
+      source: Where the user's program does it, "file:line (function)".
+    """
+
+    primitive: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pending:
+    """Axes whose product is regrouped; which two of them correspond is decided when the whole program is known."""
+
+    primitive: str
+    source: str
+    inputs: tuple[Labels, ...]
+    outputs: tuple[Labels, ...]
+
+    def split(self) -> Split:
+        """What a user's `split` is asked about."""
+        widths = [tuple(len(labels) for labels in side) for side in (self.inputs, self.outputs)]
+        return Split(self.primitive, widths[0], widths[1], self.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """Multiply-accumulates of one contraction: `times` the product of the widths of `axes`."""
+
+    times: int
+    axes: tuple[Labels, ...]
+    leaf: int | None
+
+
+Choose: TypeAlias = Callable[["Labeling", Pending, list[int], list[int]], tuple[int, int] | None]
+
+
+@dataclasses.dataclass
+class Labeling:
+    """The state of a label pass.
+
+    Attributes:
+      forest: Which labels are joined.
+      choose: Decides a pending regrouping, given the axes still open on either side: the indices of the operand's and
+        the result's axis that correspond, or `None` to leave it.
+      exact: Whether a sum over removed positions must be known to add zeros.
+      frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
+      times: Product of the lengths of the scans around.
+      scan: Which outermost scan is being walked, 0 for none.
+      pending: Regroupings to be decided by `regroup.settle`.
+      terms: Multiply-accumulates of the contractions met so far.
+      contracted: (leaf, axis) pairs that a contraction sums over.
+      used: Leaves in the order in which the program reads them.
+      stacked: For each leaf, the outermost scans that step along it, and along which axis.
+      escaped: Labels seen outside the body of an outermost scan.
+      around: The equations that hold the jaxpr being walked.
+    """
+
+    forest: Forest
+    rule_of: Callable[[JaxprEqn], Any]
+    choose: Choose
+    exact: bool = True
+    frame: Frame | None = None
+    times: int = 1
+    scan: int = 0
+    scans: int = 0
+    pending: list[Pending] = dataclasses.field(default_factory=list)
+    terms: list[Term] = dataclasses.field(default_factory=list)
+    contracted: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    used: dict[int, None] = dataclasses.field(default_factory=dict)
+    stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
+    escaped: list[Labels] = dataclasses.field(default_factory=list)
+    around: list[JaxprEqn] = dataclasses.field(default_factory=list)
+
+    def fresh(self, shape: Sequence[int]) -> Value:
+        """A value whose axes are free."""
+        return bare([self.forest.fresh(n) for n in shape])
+
+    def literal(self, value: Any) -> Value:
+        """The value of a literal."""
+        return self.fresh(np.shape(value)).but(const=scalar(value))
+
+    def run(self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0):
+        """Walks a jaxpr that `eqn` holds, in a frame of its own."""
+        outer = self.frame
+        if outer is not None:
+            self.frame = outer.children[id(eqn), branch] = Frame()
+        self.around.append(eqn)
+        outputs = self.walk(jaxpr, constants, arguments)
+        self.around.pop()
+        self.frame = outer
+        return outputs
+
+    def source(self, eqn: JaxprEqn) -> str:
+        """Where the user's program made an equation; what a library made is where the library was called."""
+        return next(filter(None, map(source_of, (eqn, *reversed(self.around)))), "an unknown line")
+
+    def walk(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+        """Walks a jaxpr in the current frame."""
+        held = [self.fresh(np.shape(c)).but(const=scalar(c)) for c in constants]
+        keep = None if self.frame is None else self.frame.values
+        return walk(jaxpr, arguments, self.rule_of, self, literal=self.literal, constants=held, keep=keep)
+
+
+def scalar(value: Any) -> float | None:
+    """A concrete scalar number as a float, anything else as `None`."""
+    if np.shape(value) != () or isinstance(value, str):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+    except Exception as error:  # a tracer among the constants has no value yet
+        if "Tracer" in type(error).__name__ or "Concretization" in type(error).__name__:
+            return None
+        raise

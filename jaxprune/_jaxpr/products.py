@@ -1,0 +1,114 @@
+"""Multiply-accumulates of every contraction of a jaxpr, and the parameter leaf that each multiplies by."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend.core import JaxprEqn
+
+from jaxprune._jaxpr.contractions import contraction
+from jaxprune._jaxpr.tracing import Traced
+from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+
+# A leaf is still that leaf after these.
+_SAME = frozenset(
+    "convert_element_type transpose reshape broadcast_in_dim squeeze copy reduce_precision slice dynamic_slice rev "
+    "sharding_constraint".split()
+)
+
+
+@dataclasses.dataclass
+class Count:
+    """Multiply-accumulates so far, by leaf; `None` for products of two activations.
+
+    Attributes:
+      by_leaf: Leaf index -> count.
+      times: Product of the lengths of the loops around.
+      unbounded: Whether a `while` was met, whose body counts once.
+    """
+
+    by_leaf: Counter[int | None] = dataclasses.field(default_factory=Counter)
+    times: int = 1
+    unbounded: bool = False
+
+
+def count(traced: Traced) -> Count:
+    """Counts a traced function; a value is the index of the leaf it is, or `None`."""
+    jaxpr, constants = opened(traced.jaxpr)
+    total = Count()
+    leaves = list(range(len(traced.leaves)))
+    arguments = [*leaves, *[None] * (len(jaxpr.invars) - len(leaves))]
+    _walk(total, jaxpr, constants, arguments)
+    return total
+
+
+def _walk(total: Count, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[int | None]) -> list[int | None]:
+    nothing = [None] * len(constants)
+    return walk(jaxpr, arguments, _rule_of, total, literal=lambda _: None, constants=nothing)
+
+
+def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[int | None]]:
+    return RULES.get(eqn.primitive.name, _other)
+
+
+def _other(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
+    """Leaves pass through what only moves them; calls are looked into; all else makes activations."""
+    if eqn.primitive.name in _SAME:
+        return [operands[0]]
+    if any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
+        jaxpr, constants = opened(held(eqn))
+        if len(jaxpr.invars) == len(operands):
+            return _walk(total, jaxpr, constants, operands)
+    return [None] * len(eqn.outvars)
+
+
+def _contract(total: Count, eqn: JaxprEqn, left: int | None, right: int | None) -> list[None]:
+    _, product = contraction(eqn)
+    width = math.prod(shape_of(eqn.invars[side])[axis] for side, axis in product.axes)
+    total.by_leaf[left if right is None else right] += total.times * product.times * width
+    return [None]
+
+
+def _scan(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
+    fixed, carried = scan_counts(eqn.params)
+    jaxpr, constants = opened(eqn.params["jaxpr"])
+    outer = total.times
+    total.times *= eqn.params["length"]
+    _walk(total, jaxpr, constants, [*operands[:fixed], *[None] * carried, *operands[fixed + carried :]])
+    total.times = outer
+    return [None] * len(eqn.outvars)
+
+
+def _while(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
+    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    jaxpr, constants = opened(eqn.params["body_jaxpr"])
+    carried = len(operands) - tests - bodies
+    _walk(total, jaxpr, constants, [*operands[tests : tests + bodies], *[None] * carried])
+    total.unbounded = True
+    return [None] * len(eqn.outvars)
+
+
+def _cond(total: Count, eqn: JaxprEqn, _: Any, *operands: int | None) -> list[int | None]:
+    """The branch that costs most."""
+    branches: list[Count] = []
+    for branch in eqn.params["branches"]:
+        part = Count(times=total.times)
+        _walk(part, *opened(branch), operands)
+        branches.append(part)
+    dearest = max(branches, key=lambda part: sum(part.by_leaf.values()))
+    total.by_leaf.update(dearest.by_leaf)
+    total.unbounded |= any(part.unbounded for part in branches)
+    return [None] * len(eqn.outvars)
+
+
+RULES: dict[str, Callable[..., Sequence[int | None]]] = {
+    "dot_general": _contract,
+    "conv_general_dilated": _contract,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,0 +1,373 @@
+"""What each axis of a parameter does where the parameter is multiplied: summed over, put out, or a stack of kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from jaxprune._jaxpr.contractions import contraction
+from jaxprune._jaxpr.coupling.labels import ELEMENTWISE
+from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.roles.parts import NOTHING, Axes, Digit, Part, axes_of, dealt_out, united
+from jaxprune._jaxpr.tracing import Traced
+from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+
+Value: TypeAlias = dict[int, Part] | None
+"""The leaves that a value is made of, by index: none for a constant; or `None` if it depends on the inputs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One product with a leaf; each of its axes is in one of the three.
+
+    Attributes:
+      inputs: Summed over, the taps of a convolution before its channels.
+      outputs: What comes out.
+      stacked: One product for each position: layers of a scan, experts, the batch of a product.
+      groups: Into how many groups a convolution divides the outputs, each with inputs of its own.
+    """
+
+    inputs: Axes
+    outputs: Axes
+    stacked: Axes
+    groups: int = 1
+
+
+@dataclasses.dataclass
+class Uses:
+    """Products with each leaf so far, and what else happens to it, in words.
+
+    Attributes:
+      products: Leaf index -> its products.
+      otherwise: Leaf index -> the first thing that ends its trail.
+      arrays: The operands of the equation at hand, where it is evaluated.
+    """
+
+    products: dict[int, list[Use]] = dataclasses.field(default_factory=dict)
+    otherwise: dict[int, str] = dataclasses.field(default_factory=dict)
+    arrays: Sequence[Any] | None = None
+
+    def end(self, reason: str, *values: Value) -> None:
+        """Notes that the trail of some leaves ends here."""
+        for value in values:
+            for index in value or ():
+                self.otherwise.setdefault(index, reason)
+
+
+def uses(traced: Traced) -> Uses:
+    """Follows every leaf of a traced function to its products."""
+    jaxpr, constants = opened(traced.jaxpr)
+    leaves = [whole(i, shape_of(variable)) for i, variable in enumerate(jaxpr.invars[: len(traced.leaves)])]
+    found = Uses()
+    inputs: list[Value] = [None] * (len(jaxpr.invars) - len(leaves))
+    found.end("the function returns it", *_walk(found, jaxpr, constants, [*leaves, *inputs]))
+    return found
+
+
+def settled(found: Uses, index: int, rank: int) -> Use | str:
+    """The use in which all products with a leaf agree, or why there is none, in words."""
+    products = found.products.get(index)
+    if not products:
+        return found.otherwise.get(index, "nothing uses it")
+    first = products[0]
+    for other in products[1:]:
+        if _unordered(other) != _unordered(first):
+            return f"it is summed over axes {first.inputs} in one place and {other.inputs} in another"
+    every = sorted(first.inputs + first.outputs + first.stacked)
+    if every != list(range(rank)):
+        return f"its products see axes {every}: parts of one are summed over and put out, or one is summed before"
+    return first if first.inputs else "no product sums over it"
+
+
+def _unordered(use: Use) -> tuple[frozenset[int], ...]:
+    return frozenset(use.inputs), frozenset(use.outputs), frozenset(use.stacked)
+
+
+def whole(index: int, shape: Sequence[int]) -> Value:
+    """A leaf as it is given."""
+    return {index: Part(tuple((Digit(axis, size),) for axis, size in enumerate(shape)))}
+
+
+def _walk(found: Uses, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    return walk(jaxpr, arguments, _rule_of, found, literal=lambda _: {}, constants=[{} for _ in constants])
+
+
+def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[Value]]:
+    return RULES.get(eqn.primitive.name, other)
+
+
+def other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Calls are looked into; any other primitive ends the trail."""
+    called = callee(eqn)
+    if called is not None:
+        return _walk(found, *called, operands)
+    found.end(f"'{eqn.primitive.name}' takes it", *operands)
+    constant = all(operand == {} for operand in operands)
+    return [{} if constant else None for _ in eqn.outvars]
+
+
+def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
+    """The jaxpr of a plain call and its constants, if the equation is one."""
+    if not any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
+        return None
+    jaxpr, constants = opened(held(eqn))
+    return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
+
+
+def _in_place(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Axes keep their places among parameters and constants; an activation takes what it meets."""
+    if eqn.primitive.name == "optimization_barrier":
+        return list(operands)
+    if any(operand is None for operand in operands):
+        found.end(f"'{eqn.primitive.name}' takes it", *operands)
+        return [None] * len(eqn.outvars)
+    rank = len(shape_of(eqn.outvars[0]))
+    return [_united(operands, rank)] * len(eqn.outvars)
+
+
+def _united(values: Sequence[Value], rank: int) -> Value:
+    """A value made of the leaves of several, each with all the axes that it has in any."""
+    parts: dict[int, Part] = {}
+    for value in values:
+        for index, part in (value or {}).items():
+            ranked = part if part.axes else part.but(((),) * rank)  # a scalar has no axes of its own
+            parts[index] = united(parts[index], ranked) if index in parts else ranked
+    return parts
+
+
+def _concatenated(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    axis, total, before = eqn.params["dimension"], shape_of(eqn.outvars[0])[eqn.params["dimension"]], 0
+    joined: list[Value] = []
+    for operand, variable in zip(operands, eqn.invars, strict=True):
+        size = shape_of(variable)[axis]
+        after = total - before - size
+        joined.append(_each(operand, lambda p, n=size, b=before, a=after: p.joined(axis, n, b, a) if a or b else p))
+        before += size
+    return _in_place(found, eqn, *joined)
+
+
+def _padded(found: Uses, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
+    def padded(part: Part) -> Part:
+        for axis, config in enumerate(eqn.params["padding_config"]):
+            low, high, inner = map(int, config)
+            if (low, high, inner) != (0, 0, 0):
+                size = shape_of(eqn.invars[0])[axis]
+                part = part.joined(axis, size, low, high) if inner == 0 else part.unclear("'pad' spaces it out")
+        return part
+
+    return _in_place(found, eqn, _each(operand, padded), fill)
+
+
+def _each(value: Value, move: Callable[[Part], Part | None]) -> Value:
+    """The value with each of its leaves moved, less those of which nothing is left."""
+    moved = {index: move(part) for index, part in (value or {}).items()}
+    return None if value is None else {index: part for index, part in moved.items() if part is not None}
+
+
+def _moved(move: Callable[[JaxprEqn, Part], Part | None]) -> Callable[..., Sequence[Value]]:
+    """A rule that moves the axes of each leaf in the first operand; the others say only where."""
+
+    def rule(found: Uses, eqn: JaxprEqn, operand: Value, *others: Value) -> list[Value]:
+        found.end(f"'{eqn.primitive.name}' takes it", *others)
+        return [_each(operand, lambda part: move(eqn, part))] * len(eqn.outvars)
+
+    return rule
+
+
+def _transposed(eqn: JaxprEqn, part: Part) -> Part:
+    return part.but(part.axes[a] for a in eqn.params["permutation"])
+
+
+def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
+    return _dropped(part, [a % len(part.axes) for a in eqn.params["dimensions"]])
+
+
+def _dropped(part: Part | None, gone: Sequence[int]) -> Part | None:
+    """Without some axes of the value, of each of which one position is left."""
+    left = [digits for a, digits in enumerate(part.axes) if a not in gone] if part else []
+    return part and part.but(left, [digit for a in gone for digit in part.axes[a]])
+
+
+def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    axes: list[tuple[Digit, ...]] = [()] * len(after)
+    unplaced = part.unplaced
+    for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
+        axes[out] = part.axes[axis]
+        if axes[out] and before[axis] != after[out]:
+            unplaced = unplaced or "an axis of one is stretched"
+    return dataclasses.replace(part, axes=tuple(axes), unplaced=unplaced)
+
+
+def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    if 0 in before:
+        return part.but([()] * len(after))
+    axes: list[tuple[Digit, ...]] = [()] * len(after)
+    dropped: tuple[Digit, ...] = ()
+    unplaced = part.unplaced
+    for left, right in factors(before, after):
+        merged = tuple(digit for axis in left for digit in part.axes[axis])
+        if not right:
+            dropped += merged
+        elif left:
+            dealt = dealt_out(
+                [part.axes[axis] or (Digit(NOTHING, before[axis]),) for axis in left], [after[a] for a in right]
+            )
+            if dealt is None:
+                unplaced = unplaced or "a reshape cuts across its axes"
+            for axis, digits in zip(right, dealt or [merged] * len(right), strict=True):
+                axes[axis] = tuple(digit for digit in digits if digit.axis != NOTHING or not digit.alone)
+    return dataclasses.replace(part.but(axes, dropped), unplaced=unplaced)
+
+
+def _reversed(eqn: JaxprEqn, part: Part) -> Part | None:
+    shape = shape_of(eqn.invars[0])
+    return _cut(part, [(axis, shape[axis] - 1, shape[axis], -1) for axis in eqn.params["dimensions"]])
+
+
+def _sliced(eqn: JaxprEqn, part: Part) -> Part | None:
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    starts, strides = eqn.params["start_indices"], eqn.params["strides"] or (1,) * len(before)
+    return _cut(part, [(a, starts[a], after[a], strides[a]) for a in range(len(before)) if before[a] != after[a]])
+
+
+def _dynamically_sliced(found: Uses, eqn: JaxprEqn, operand: Value, *where: Value) -> list[Value]:
+    found.end("it says where 'dynamic_slice' reads", *where)
+    if operand is None:
+        return [None]
+    axes = [a for a, n in enumerate(shape_of(eqn.invars[0])) if n != eqn.params["slice_sizes"][a]]
+    starts = found.arrays[1:] if found.arrays else (_SOMEWHERE,) * len(eqn.invars)
+    cuts = [(axis, starts[axis], eqn.params["slice_sizes"][axis], 1) for axis in axes]
+    return [_each(operand, lambda part: _cut(part, cuts))]
+
+
+_SOMEWHERE = np.int32(0)  # where an evaluation would know the number
+
+
+def _cut(part: Part, cuts: Sequence[tuple[int, Any, int, int]]) -> Part | None:
+    """Cuts axes, each from a start on to a size with a step."""
+    left: Part | None = part
+    for cut in cuts:
+        left = left and left.at(*cut)
+    return left
+
+
+def _split(found: Uses, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    if operand is None:
+        return [None] * len(eqn.outvars)
+    axis, start = eqn.params["axis"], 0
+    outputs: list[Value] = []
+    for size in map(int, eqn.params["sizes"]):
+        outputs.append(_each(operand, lambda part, a=start, n=size: part.at(axis, a, n)))
+        start += size
+    return outputs
+
+
+def _reduced(eqn: JaxprEqn, part: Part) -> Part:
+    return part.but(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
+
+
+def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Value]:
+    """One position of some axes, as in `stack[i]`; or a table that is looked up."""
+    numbers = eqn.params["dimension_numbers"]
+    found.end("it says where 'gather' reads", index)
+    one = all(
+        size == width or axis in numbers.collapsed_slice_dims
+        for axis, (size, width) in enumerate(zip(eqn.params["slice_sizes"], shape_of(eqn.invars[0]), strict=True))
+    )
+    if not (operand and one and len(shape_of(eqn.invars[1])) == 1 and not numbers.operand_batching_dims):
+        found.end("it is looked up by index", operand)
+        return [None]
+    gone = numbers.collapsed_slice_dims
+    starts = found.arrays[1] if found.arrays else (_SOMEWHERE,) * len(numbers.start_index_map)
+    cuts = [(axis, starts[place], 1, 1) for place, axis in enumerate(numbers.start_index_map) if axis in gone]
+    return [_each(operand, lambda part: _dropped(_cut(part, cuts), gone))]
+
+
+def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """A product: notes the roles of both sides; what comes out is no leaf any more."""
+    summed, _ = contraction(eqn)
+    for side, operand in enumerate(operands):
+        inputs, stacked = summed[side], ()
+        if eqn.primitive.name == "dot_general":
+            stacked = tuple(eqn.params["dimension_numbers"][1][side])
+        elif side == 1:
+            inputs = (*eqn.params["dimension_numbers"].rhs_spec[2:], *inputs)
+        for index, part in (operand or {}).items():
+            outputs = [a for a in range(len(part.axes)) if a not in (*inputs, *stacked)]
+            found.products.setdefault(index, []).append(
+                Use(
+                    axes_of(digit for i in inputs for digit in part.axes[i]),
+                    tuple(sorted(axes_of(digit for i in outputs for digit in part.axes[i]))),
+                    tuple(sorted({*part.stacked, *axes_of(digit for i in stacked for digit in part.axes[i])})),
+                    eqn.params.get("feature_group_count", 1),
+                )
+            )
+    return [{} if all(operand == {} for operand in operands) else None]
+
+
+def _scan(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    jaxpr, constants = opened(eqn.params["jaxpr"])
+    outputs = _walk(found, jaxpr, constants, scanned(found, eqn, operands))
+    found.end("a 'scan' puts it out", *outputs)
+    return [None] * len(eqn.outvars)
+
+
+def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _SOMEWHERE) -> list[Value]:
+    """What the body of a `scan` is given at a step."""
+    fixed, carried = scan_counts(eqn.params)
+    found.end("a 'scan' carries it", *operands[fixed : fixed + carried])
+    slices = [_each(value, lambda part: _dropped(part.at(0, step, 1), [0])) for value in operands[fixed + carried :]]
+    return [*operands[:fixed], *[None] * carried, *slices]
+
+
+def _while(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry = operands[tests + bodies :]
+    found.end("a 'while' carries it", *carry)
+    nothing: list[Value] = [None] * len(carry)
+    found.end(
+        "a 'while' carries it", *_walk(found, *opened(eqn.params["body_jaxpr"]), [*operands[tests:][:bodies], *nothing])
+    )
+    _walk(found, *opened(eqn.params["cond_jaxpr"]), [*operands[:tests], *nothing])
+    return nothing
+
+
+def _cond(found: Uses, eqn: JaxprEqn, index: Value, *operands: Value) -> list[Value]:
+    found.end("it chooses a branch of 'cond'", index)
+    branches = [_walk(found, *opened(branch), operands) for branch in eqn.params["branches"]]
+    outputs: list[Value] = []
+    for variable, values in zip(eqn.outvars, zip(*branches, strict=True), strict=True):
+        if any(value is None for value in values):
+            found.end("a branch of 'cond' puts it out", *values)
+            outputs.append(None)
+        else:
+            outputs.append(_united(values, len(shape_of(variable))))
+    return outputs
+
+
+RULES: dict[str, Callable[..., Sequence[Value]]] = {
+    **dict.fromkeys(ELEMENTWISE, _in_place),
+    "concatenate": _concatenated,
+    "pad": _padded,
+    "slice": _moved(_sliced),
+    "dynamic_slice": _dynamically_sliced,
+    "split": _split,
+    "rev": _moved(_reversed),
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _moved(_reduced)),
+    "transpose": _moved(_transposed),
+    "squeeze": _moved(_squeezed),
+    "broadcast_in_dim": _moved(_broadcast),
+    "reshape": _moved(_reshaped),
+    "gather": _gather,
+    "dot_general": _contract,
+    "conv_general_dilated": _contract,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,0 +1,128 @@
+"""Evaluates a function with some kernels stored in another form: their products are the form's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from jaxprune._jaxpr.coupling.control import CALLS
+from jaxprune._jaxpr.tracing import Traced
+from jaxprune._jaxpr.walker import Rule, bind, held, opened, walk
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A kernel `(in, out)` in some form."""
+
+    def dense(self) -> Any:
+        """The kernel as an array."""
+        ...
+
+    def astype(self, dtype: Any) -> Any:
+        """The same kernel in another dtype."""
+        ...
+
+    def matmul(self, x: Any) -> Any:
+        """`x @ kernel`, for `x` of shape `(batch, in)`."""
+        ...
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["summed"])
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A parameter, or a value of the program, that is a stored kernel.
+
+    Attributes:
+      kernel: In its form.
+      summed: Which axis of the value is the kernel's `in`.
+    """
+
+    kernel: Stored
+    summed: int
+
+    def dense(self) -> Any:
+        """The value as an array."""
+        kernel = self.kernel.dense()
+        return kernel if self.summed == 0 else kernel.T
+
+
+def evaluate(traced: Traced, leaves: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """Runs a traced function.
+
+    Args:
+      traced: From `trace`.
+      leaves: One for each parameter of the trace, a `Held` in place of some.
+      inputs: One array for each other input.
+    """
+    jaxpr, constants = opened(traced.jaxpr)
+    outputs = _walk(jaxpr, constants, [*leaves, *inputs])
+    return jax.tree.unflatten(traced.structure, [_dense(value) for value in outputs])
+
+
+def _walk(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    return walk(jaxpr, arguments, _rule_of, None, literal=lambda value: value, constants=constants)
+
+
+def _rule_of(eqn: JaxprEqn) -> Rule:
+    return RULES.get(eqn.primitive.name, _other)
+
+
+def _other(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """Any other operation gets the dense kernel."""
+    return bind(eqn, *map(_dense, operands))
+
+
+def _call(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """`jit` and the like, and functions with their own derivative: what is inside, where a stored kernel goes in."""
+    if not any(isinstance(operand, Held) for operand in operands):
+        return bind(eqn, *operands)
+    return _walk(*opened(held(eqn)), operands)
+
+
+def _transpose(_: None, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+    if not isinstance(operand, Held):
+        return bind(eqn, operand)
+    return [Held(operand.kernel, eqn.params["permutation"].index(operand.summed))]
+
+
+def _convert(_: None, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+    if not isinstance(operand, Held):
+        return bind(eqn, operand)
+    return [Held(operand.kernel.astype(eqn.params["new_dtype"]), operand.summed)]
+
+
+def _product(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """The form's own product, where the other side is an array and the kernel is summed over its `in` alone."""
+    sides = [side for side, operand in enumerate(operands) if isinstance(operand, Held)]
+    if len(sides) != 1 or not is_product(eqn, sides[0], operands[sides[0]].summed):
+        return bind(eqn, *map(_dense, operands))
+    side = sides[0]
+    (contracted, _), x = eqn.params["dimension_numbers"], operands[1 - side]
+    x = jnp.moveaxis(x, contracted[1 - side][0], -1)
+    out = operands[side].kernel.matmul(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    out = out.astype(eqn.params["preferred_element_type"] or out.dtype)
+    return [out if side == 1 else jnp.moveaxis(out, -1, 0)]
+
+
+def is_product(eqn: JaxprEqn, side: int, summed: int) -> bool:
+    """Whether a `dot_general` sums over this axis of one side and over nothing else."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    return tuple(contracted[side]) == (summed,) and not batch[side]
+
+
+def _dense(value: Any) -> Any:
+    return value.dense() if isinstance(value, Held) else value
+
+
+RULES: dict[str, Callable[..., Sequence[Any]]] = {
+    **dict.fromkeys(CALLS, _call),
+    "transpose": _transpose,
+    "convert_element_type": _convert,
+    "dot_general": _product,
+}

@@ -1,0 +1,1 @@
+"""Evaluates a labelled jaxpr at smaller shapes."""

@@ -1,0 +1,225 @@
+"""Evaluation rules of primitives whose parameters hold a shape, or that hold jaxprs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from jaxprune._jaxpr.contractions import grouping
+from jaxprune._jaxpr.shrinking import derivatives
+from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept
+from jaxprune._jaxpr.walker import bind, held, opened, scan_counts, shape_of
+
+
+def made_whole(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """Makes a value at full size and takes what stays, so that `iota` and random bits are those of the full model."""
+    outputs = bind(eqn, *operands)
+    return [evaluation.take(o, evaluation.kept_axes(v)) for o, v in zip(outputs, eqn.outvars, strict=True)]
+
+
+def broadcast(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """To the smaller shape."""
+    return bind(eqn, *operands, shape=evaluation.shape(eqn.outvars[0]))
+
+
+def reshape(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+    """To the smaller shape."""
+    return bind(eqn, operand, new_sizes=evaluation.shape(eqn.outvars[0]))
+
+
+def split(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+    """Into smaller parts."""
+    axis = eqn.params["axis"]
+    return bind(eqn, operand, sizes=tuple(evaluation.shape(out)[axis] for out in eqn.outvars))
+
+
+def cut(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+    """`slice`: the kept positions among those it takes."""
+    starts, limits = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
+    strides = list(eqn.params["strides"] or (1,) * len(starts))
+    picks: dict[int, np.ndarray] = {}
+    kept_in, kept_out = evaluation.kept_axes(eqn.invars[0]), evaluation.kept_axes(eqn.outvars[0])
+    for axis, (kept, out) in enumerate(zip(kept_in, kept_out, strict=True)):
+        if kept is None:
+            continue
+        chosen = np.arange(shape_of(eqn.outvars[0])[axis]) if out is None else out.indices
+        picks[axis] = _positions(kept, starts[axis] + strides[axis] * chosen)
+        starts[axis], limits[axis], strides[axis] = 0, operand.shape[axis], 1
+    (rest,) = bind(eqn, operand, start_indices=tuple(starts), limit_indices=tuple(limits), strides=tuple(strides))
+    for axis, indices in picks.items():
+        rest = evaluation.take_axis(rest, indices, axis)
+    return [rest]
+
+
+def _positions(kept: Kept, wanted: np.ndarray) -> np.ndarray:
+    """Where the wanted positions of the whole axis are among the kept ones."""
+    if kept.indices.ndim == 1:
+        return np.searchsorted(kept.indices, wanted)
+    rows = np.broadcast_to(wanted, (len(kept.indices), wanted.shape[-1]))
+    return np.stack([np.searchsorted(have, want) for have, want in zip(kept.indices, rows, strict=True)])
+
+
+def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
+    """Fewer positions around fewer."""
+    config = list(eqn.params["padding_config"])
+    for axis, kept in enumerate(evaluation.kept_axes(eqn.outvars[0])):
+        if kept is None:
+            continue
+        low, _, _ = config[axis]
+        before = (kept.indices < low).sum(-1)
+        inside = (kept.indices < low + shape_of(eqn.invars[0])[axis]).sum(-1)
+        if not (before.min() == before.max() and inside.min() == inside.max()):
+            raise ValueError("'pad' adds other counts in each layer of a scan. Leave these units out with `protect=`.")
+        config[axis] = (int(before.max()), int(kept.count - inside.max()), 0)
+    return bind(eqn, operand, fill, padding_config=tuple(config))
+
+
+def gather(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, indices: Any) -> Sequence[Any]:
+    """Whole slices of smaller axes."""
+    sizes = tuple(
+        size if kept is None else kept.count
+        for size, kept in zip(eqn.params["slice_sizes"], evaluation.kept_axes(eqn.invars[0]), strict=True)
+    )
+    return bind(eqn, operand, indices, slice_sizes=sizes)
+
+
+def dynamic_slice(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, *starts: Any) -> Sequence[Any]:
+    """Whole slices of smaller axes."""
+    return bind(eqn, operand, *starts, slice_sizes=evaluation.shape(eqn.outvars[0]))
+
+
+def convolve(evaluation: Evaluation, eqn: JaxprEqn, image: Any, kernel: Any) -> Sequence[Any]:
+    """With fewer groups if whole groups went, else with narrower ones."""
+    groups = eqn.params["feature_group_count"]
+    if groups > 1:
+        numbers = eqn.params["dimension_numbers"]
+        groups = image.shape[numbers.lhs_spec[1]] // kernel.shape[numbers.rhs_spec[1]]
+    if grouping(eqn) == "plain":
+        groups = 1
+    return bind(eqn, image, kernel, feature_group_count=groups)
+
+
+def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequence[Any]:
+    """A sum over a pruned axis divided by its width: by the smaller width, if that is what is asked for."""
+    if evaluation.small:
+        summed, count = evaluation.value(eqn.invars[0]).summed, evaluation.value(eqn.invars[1]).const
+        counts = [(len(labels), evaluation.kept(labels)) for labels in summed]
+        full = np.prod([n for n, _ in counts])
+        left = np.prod([n if kept is None else kept.count for n, kept in counts])
+        if counts and full != left and count is not None and 0 <= full - count <= 1:
+            bottom = jnp.full_like(bottom, left - (full - count))
+    return bind(eqn, top, bottom)
+
+
+def call(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """`jit` and other plain calls: what is inside."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, *operands)
+    return evaluation.child(eqn).run(*opened(held(eqn)), operands)
+
+
+def remat(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """`jax.checkpoint` of what is inside, under the same policy."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, *operands)
+    inside, (jaxpr, constants) = evaluation.child(eqn), opened(held(eqn))
+    again = jax.checkpoint(
+        lambda *xs: inside.run(jaxpr, constants, xs),
+        prevent_cse=eqn.params["prevent_cse"],
+        policy=eqn.params["policy"],
+    )
+    return again(*operands)
+
+
+def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any]:
+    """The same choice between smaller branches."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, index, *operands)
+
+    def branch(number: int) -> Callable[..., list[Any]]:
+        inside, (jaxpr, constants) = evaluation.child(eqn, number), opened(eqn.params["branches"][number])
+        return lambda *xs: inside.run(jaxpr, constants, xs)
+
+    return lax.switch(index, [branch(i) for i in range(len(eqn.params["branches"]))], *operands)
+
+
+def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """The same loop over a smaller carry."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, *operands)
+    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    (test, test_held), (body, body_held) = opened(eqn.params["cond_jaxpr"]), opened(eqn.params["body_jaxpr"])
+    around, inside = evaluation.child(eqn, 0), evaluation.child(eqn, 1)
+    return lax.while_loop(
+        lambda carry: around.run(test, test_held, [*operands[:tests], *carry])[0],
+        lambda carry: inside.run(body, body_held, [*operands[tests : tests + bodies], *carry]),
+        list(operands[tests + bodies :]),
+    )
+
+
+def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """The same loop over smaller slices; counts layers, for constants that each layer takes its own part of."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, *operands)
+    fixed, carried = scan_counts(eqn.params)
+    constants, carry, scanned = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
+    outermost, frame = evaluation.layer is None, evaluation.child(eqn).frame
+    jaxpr, jaxpr_held = opened(eqn.params["jaxpr"])
+
+    def body(carry: list[Any], step: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+        layer, slices = step
+        inside = evaluation.within(frame, layer if outermost else None)
+        outputs = inside.run(jaxpr, jaxpr_held, [*constants, *carry, *slices])
+        return outputs[:carried], outputs[carried:]
+
+    length = eqn.params["length"]
+    steps = (jnp.arange(length, dtype=jnp.int32), list(scanned))
+    carry, stacked = lax.scan(
+        body, list(carry), steps, length=length, reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
+    )
+    return [*carry, *stacked]
+
+
+def custom_jvp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """The same function under the same rule for its derivative."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, *operands)
+    return derivatives.forward(evaluation, eqn, *operands)
+
+
+def custom_vjp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """The same function under the same rule for its gradient."""
+    if not _touched(evaluation, eqn):
+        return bind(eqn, *operands)
+    return derivatives.backward(evaluation, eqn, *operands)
+
+
+def _touched(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
+    return any(evaluation.touched(frame) for frame in evaluation.children(eqn))
+
+
+RULES: dict[str, Callable[..., Sequence[Any]]] = {
+    **dict.fromkeys(("iota", "random_bits", "rng_bit_generator", "rng_uniform", "random_split", "empty"), made_whole),
+    "broadcast_in_dim": broadcast,
+    "reshape": reshape,
+    "split": split,
+    "slice": cut,
+    "pad": pad,
+    "gather": gather,
+    "dynamic_slice": dynamic_slice,
+    "conv_general_dilated": convolve,
+    "div": divide,
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "xla_call"), call),
+    **dict.fromkeys(("checkpoint", "remat", "remat2"), remat),
+    "cond": cond,
+    "while": while_loop,
+    "scan": scan,
+    "custom_jvp_call": custom_jvp,
+    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), custom_vjp),
+}

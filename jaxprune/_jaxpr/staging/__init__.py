@@ -1,0 +1,1 @@
+"""Evaluates a function in stages, while its parameters change."""

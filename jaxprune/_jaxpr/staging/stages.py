@@ -1,0 +1,277 @@
+"""Plans the evaluation of a program in stages, so that a kernel can be changed once all that it multiplies is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+
+from jaxprune._jaxpr.roles import rules
+from jaxprune._jaxpr.roles.capture import Capture, Record, visit
+from jaxprune._jaxpr.roles.parts import Part
+from jaxprune._jaxpr.roles.rules import Use, Value
+from jaxprune._jaxpr.roles.seen import Product
+from jaxprune._jaxpr.tracing import Traced
+from jaxprune._jaxpr.walker import shape_of
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_CONTROL = ("scan", "while", "cond")
+
+Place: TypeAlias = tuple[tuple[int, int, int], ...]
+"""`(axis, start, size)` for each stacked axis of a leaf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What is changed at once: a leaf, or the part of a stacked leaf that one layer uses.
+
+    Attributes:
+      leaf: Its index.
+      place: Which part.
+      shape: Of that part.
+    """
+
+    leaf: int
+    place: Place
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How to see what a unit is multiplied by; equal looks at the same variables see the same.
+
+    Attributes:
+      shape: Of the unit.
+      key: Decides equality.
+      eqn: The product, or the loop or branch that holds it.
+      leaf: Index of the leaf.
+      side: Which operand of the product the leaf is.
+      values: The leaves in each operand.
+    """
+
+    shape: tuple[int, ...] = dataclasses.field(compare=False)
+    key: Any
+    eqn: JaxprEqn = dataclasses.field(compare=False)
+    leaf: int = dataclasses.field(compare=False)
+    side: int | None = dataclasses.field(compare=False)
+    values: tuple[Value, ...] = dataclasses.field(compare=False)
+
+    def take(self, state: Any, seen: Sequence[Any], record: Record) -> Any:
+        """Takes what is seen into a state.
+
+        Args:
+          state: As `record` has it.
+          seen: The values of the variables that the look is at.
+          record: `record(product, state)`.
+        """
+        if (product := self.product(seen)) is not None:
+            return record(product, state)
+        capture = Capture(record, [len(self.shape)] * (self.leaf + 1), {self.leaf: state})
+        arrays = iter(seen)
+        operands = [atom.val if isinstance(atom, Literal) else next(arrays) for atom in self.eqn.invars]
+        visit(capture, self.eqn, *zip(operands, self.values, strict=True))
+        return capture.states[self.leaf]
+
+    def product(self, seen: Sequence[Any]) -> Product | None:
+        """The product, if it is a single one; `None` of a loop or a branch.
+
+        Args:
+          seen: The values of the variables that the look is at.
+        """
+        if self.side is None:
+            return None
+        operands = [_abstract(atom) if side == self.side else seen[0] for side, atom in enumerate(self.eqn.invars)]
+        part = (self.values[self.side] or {})[self.leaf]
+        return Product(self.leaf, len(self.shape), self.eqn, self.side, part, operands, _abstract(self.eqn.outvars[0]))
+
+
+class Sum(NamedTuple):
+    """Something that the program adds to a product, as in a residual stream.
+
+    Attributes:
+      added: The variable.
+      order: Its axes in the order of the product's.
+    """
+
+    added: Var
+    order: tuple[int, ...]
+
+
+class Term(NamedTuple):
+    """A unit whose product is added to something that is known by then.
+
+    Attributes:
+      unit: The unit.
+      sources: The variables that it is multiplied by.
+      look: How to see them.
+      sum: What it is added to.
+    """
+
+    unit: Unit
+    sources: tuple[Var, ...]
+    look: Look
+    sum: Sum
+
+
+class Glance(NamedTuple):
+    """A look at some variables, for units that share what is seen.
+
+    Attributes:
+      sources: The variables.
+      look: How to see them.
+      units: For which units.
+    """
+
+    sources: tuple[Var, ...]
+    look: Look
+    units: tuple[Unit, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in the program where units are multiplied by something.
+
+    Attributes:
+      position: Of the equation.
+      unit: The unit.
+      sources: The variables that it is multiplied by.
+      look: How to see that.
+      sum: What the product is added to, if that is looked for and known before the product.
+    """
+
+    position: int
+    unit: Unit
+    sources: tuple[Var, ...]
+    look: Look
+    sum: Sum | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Evaluate up to a position, look, and change some units.
+
+    Attributes:
+      position: Of the first equation that is not evaluated yet.
+      looks: What to look at.
+      units: Those that nothing else is to be known of.
+      terms: Of what is looked at, what is added to something.
+    """
+
+    position: int
+    looks: tuple[Glance, ...]
+    units: tuple[Unit, ...]
+    terms: tuple[Term, ...]
+
+
+def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+
+def sites(traced: Traced, closed: ClosedJaxpr, picked: Mapping[int, Use]) -> list[Site]:
+    """Follows the leaves through the flat program to their products."""
+    jaxpr, uses, found = closed.jaxpr, rules.Uses(), list[Site]()
+    values: dict[Var, Value] = {variable: {} for variable in jaxpr.constvars} | dict.fromkeys(jaxpr.invars, None)
+    for index, variable in enumerate(jaxpr.invars[: len(traced.leaves)]):
+        values[variable] = rules.whole(index, shape_of(variable))
+    for position, eqn in enumerate(jaxpr.eqns):
+        operands = [{} if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
+        met = [(side, leaf) for side, value in enumerate(operands) for leaf in value or () if leaf in picked]
+        name = eqn.primitive.name
+        if name in _PRODUCTS:
+            found += [_product(traced, position, eqn, operands, side, leaf, picked[leaf]) for side, leaf in met]
+        elif name in _CONTROL:
+            leaves = dict.fromkeys(leaf for _, leaf in met)
+            found += [_control(traced, position, eqn, operands, leaf, picked[leaf]) for leaf in leaves]
+        uses.arrays = [_known(atom) for atom in eqn.invars]
+        values.update(zip(eqn.outvars, rules.RULES.get(name, rules.other)(uses, eqn, *operands), strict=True))
+    return found
+
+
+def _known(atom: Any) -> Any:
+    """A literal index; NaN for one that is only known when the program runs, also in a vector of them."""
+    if isinstance(atom, Literal):
+        return int(atom.val) if np.asarray(atom.val).dtype.kind in "iu" else atom.val
+    return math.nan if not shape_of(atom) else [math.nan] * shape_of(atom)[0]
+
+
+def _product(
+    traced: Traced, position: int, eqn: JaxprEqn, operands: Sequence[Value], side: int, leaf: int, use: Use
+) -> Site:
+    part = (operands[side] or {})[leaf]
+    place = _place(part, use, traced.leaves[leaf].shape)
+    if any(start != start for _, start, _ in place):
+        raise ValueError(
+            f"Which layer of the stack '{traced.paths[leaf]}' is used is computed while the program runs, so layers "
+            "cannot be pruned in order. Leave it out with `where=`, or step along it with `lax.scan`."
+        )
+    starts = {axis: start for axis, start in part.starts.items() if axis not in use.stacked}
+    part = dataclasses.replace(part, starts=starts)
+    unit = _unit(leaf, traced.leaves[leaf].shape, place)
+    seen = tuple({leaf: part} if s == side else None for s in range(2))
+    source = eqn.invars[1 - side]
+    if not isinstance(source, Var):
+        raise ValueError(f"'{traced.paths[leaf]}' is multiplied by a constant. Leave it out with `where=`.")
+    look = Look(unit.shape, _look_key(eqn, side, part, len(unit.shape), use), eqn, leaf, side, seen)
+    return Site(position, unit, (source,), look)
+
+
+def _look_key(eqn: JaxprEqn, side: int, part: Part, rank: int, use: Use) -> Any:
+    common = (rank, use.inputs, use.stacked, use.groups, part.unplaced, tuple(sorted(part.starts.items())))
+    if eqn.primitive.name != "dot_general":
+        return id(eqn), common
+    contracted, batch = eqn.params["dimension_numbers"]
+    pairs = tuple(
+        (theirs, part.axes[ours])
+        for axes in (contracted, batch)
+        for ours, theirs in zip(axes[side], axes[1 - side], strict=True)
+    )
+    return len(contracted[0]), pairs, common
+
+
+def _control(traced: Traced, position: int, eqn: JaxprEqn, operands: Sequence[Value], leaf: int, use: Use) -> Site:
+    """A loop or a branch with a leaf: everything in it is looked at with the leaf as it is."""
+    shape = traced.leaves[leaf].shape
+    unit = _unit(leaf, shape, tuple((axis, 0, shape[axis]) for axis in use.stacked))
+    look = Look(shape, (id(eqn), leaf), eqn, leaf, None, tuple(operands))
+    return Site(position, unit, tuple(atom for atom in eqn.invars if isinstance(atom, Var)), look)
+
+
+def _place(part: Part, use: Use, shape: Sequence[int]) -> Place:
+    """Which part of each stacked axis a product sees."""
+    sizes = dict.fromkeys(use.stacked, 1)
+    for digit in (digit for digits in part.axes for digit in digits if digit.axis in sizes):
+        sizes[digit.axis] *= digit.size
+    return tuple((axis, part.starts.get(axis, 0), sizes[axis]) for axis in use.stacked)
+
+
+def _unit(leaf: int, shape: Sequence[int], place: Place) -> Unit:
+    sizes = {axis: size for axis, _, size in place}
+    return Unit(leaf, place, tuple(sizes.get(axis, n) for axis, n in enumerate(shape)))
+
+
+def planned(sites: Sequence[Site], made: Callable[[Var], float]) -> tuple[Stage, ...]:
+    """Looks as early as a source is there, and changes a unit once everything that it multiplies has been looked at."""
+    stages = list[Stage]()
+    left = list(sites)
+    while left:
+        position = left[0].position
+        ready = [site for site in left if site.position == position or all(made(v) < position for v in site.sources)]
+        left = [site for site in left if site not in ready]
+        looks: dict[tuple[tuple[Var, ...], Look], dict[Unit, None]] = {}
+        for site in ready:
+            looks.setdefault((site.sources, site.look), {})[site.unit] = None
+        waiting = {site.unit for site in left}
+        done = dict.fromkeys(site.unit for site in ready if site.unit not in waiting)
+        glances = tuple(Glance(sources, look, tuple(units)) for (sources, look), units in looks.items())
+        terms = [
+            Term(site.unit, site.sources, site.look, site.sum)
+            for site in ready
+            if site.sum is not None and made(site.sum.added) < position
+        ]
+        stages.append(Stage(position, glances, tuple(done), tuple(terms)))
+    return tuple(stages)

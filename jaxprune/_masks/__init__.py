@@ -1,0 +1,1 @@
+"""Masks of weights and of frequencies."""

@@ -1,0 +1,1 @@
+"""Exact selection of the highest scores by counting."""

@@ -1,0 +1,81 @@
+"""The strategy that removes frequencies of kernels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxprune import budgets
+from jaxprune._arrays import meshes, tree
+from jaxprune._masks import frequency
+from jaxprune._selection import frequencies
+from jaxprune._strategies._from_scores import UNSTRUCTURED
+from jaxprune.filters import is_kernel
+from jaxprune.typing import Budget, Masks, Params, Sparsity, Where
+
+
+def dft(
+    params: Params,
+    sparsity: Sparsity = 0.5,
+    *,
+    axes: tuple[int, ...] = (-2, -1),
+    keep: Literal["energy", "low", "high"] = "energy",
+    transform: frequency.Transform = "dft",
+    where: Where = is_kernel,
+    budget: Budget = budgets.uniform,
+) -> Masks:
+    """Removes frequencies of the kernels instead of weights.
+
+    `apply` then projects a kernel onto the frequencies kept, and so does every optax transform of this library.
+
+    Args:
+      params: Any pytree of arrays.
+      sparsity: Fraction of each kernel's real degrees of freedom to remove.
+      axes: One to three axes to transform: the default is the matrix of inputs and outputs; (0, 1) is the spatial axes
+        of a Flax convolution kernel `(height, width, in, out)`.
+      keep: The coefficients with the largest energy, the lowest or the highest frequencies.
+      transform: Fourier or cosine (type II, orthonormal).
+      where: Picks the leaves to prune; the rest get `None`.
+      budget: How the sparsity is spread over the leaves.
+
+    Returns:
+      A tree of `Spectral` masks.
+
+    Raises:
+      ValueError: An axis does not exist in a leaf; the message names its path. Or `keep` or `transform` is unknown.
+    """
+    if keep not in ("energy", "low", "high") or transform not in ("dft", "dct"):
+        raise ValueError(
+            f"`dft` needs keep='energy', 'low' or 'high' and transform='dft' or 'dct'; got {keep!r}, {transform!r}."
+        )
+    rows, treedef = tree.flatten(tree.choose(where, params))
+    normalised = [_axes_of(path, leaf, axes) for path, leaf in rows]
+    rankings = [_ranking(leaf, a, keep, transform) for (_, leaf), a in zip(rows, normalised, strict=True)]
+    shapes = [leaf.shape for _, leaf in rows]
+    spread = [frequency.spread(r, s, a, transform) for r, s, a in zip(rankings, shapes, normalised, strict=True)]
+    counts = jax.tree.leaves(budget(treedef.unflatten(spread), sparsity, UNSTRUCTURED))
+    return treedef.unflatten(
+        [
+            frequency.Spectral(frequencies.select_frequencies(r, count, s, a, transform), a, transform)
+            for r, count, s, a in zip(rankings, counts, shapes, normalised, strict=True)
+        ]
+    )
+
+
+def _axes_of(path: str, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+    tree.check_floating(path, leaf)
+    try:
+        return frequency.normalise_axes(leaf.shape, axes)
+    except ValueError as error:
+        raise ValueError(f"`dft`: {error}; this is '{path}'. Change `axes=` or leave it out with `where=`.") from error
+
+
+def _ranking(leaf: Any, axes: tuple[int, ...], keep: str, transform: frequency.Transform) -> Float[Array, "..."]:
+    energies = frequency.energy(meshes.whole(leaf, *range(leaf.ndim)), axes, transform)
+    if keep == "energy":
+        return energies
+    radius = jnp.asarray(frequency.radius(leaf.shape, axes, transform), energies.dtype)
+    return jnp.broadcast_to(-radius if keep == "low" else radius, energies.shape)

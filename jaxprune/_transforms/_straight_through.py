@@ -1,0 +1,39 @@
+"""Masked forward, dense backward."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxprune._masks import masking
+from jaxprune.typing import Masks, Params
+
+
+def straight_through(params: Params, masks: Masks) -> Params:
+    """`jaxprune.apply` whose derivative is the identity, so that pruned weights receive gradients and can come back.
+
+    Args:
+      params: Any pytree of arrays.
+      masks: With the structure of `params`.
+
+    Returns:
+      The parameters, pruned.
+
+    Raises:
+      ValueError: The masks do not fit.
+
+    Example:
+      >>> masks = {"kernel": jnp.array([[True, False]])}
+      >>> loss = lambda params: jnp.sum(straight_through(params, masks)["kernel"] * 3.0)
+      >>> print(jax.grad(loss)({"kernel": jnp.ones((1, 2))})["kernel"])
+      [[3. 3.]]
+
+    References:
+      Bengio et al., 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation".
+    """
+
+    @jax.custom_jvp
+    def forward(params: Params) -> Params:
+        return masking.apply(params, masks)
+
+    forward.defjvp(lambda primals, tangents: (forward(*primals), tangents[0]))
+    return forward(params)

@@ -1,0 +1,66 @@
+"""Which forms of a kernel are worth timing: few, and none that stores nearly everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.formats import _blocks
+from jaxprune.formats._rows import Rows
+from jaxprune.formats._strips import Method, Strips, block_fill
+
+_BLOCKS = ((128, 128), (64, 64), (32, 32), (16, 16), (1, 256), (1, 128), (1, 64), (1, 32))
+_WORTH = 0.8  # of the kernel, that a form may store to be tried
+_SCATTERED = 0.3  # of the weights, below which single ones are tried
+_TRIED = 3
+_GATHERED = 2**27  # numbers that a batched gather may make
+
+
+def candidates(kernel: np.ndarray, mask: np.ndarray, batch: int) -> Iterator[Any]:
+    """Sparse forms of a kernel.
+
+    Args:
+      kernel: `(in, out)`, masked.
+      mask: Of the same shape.
+      batch: How many rows it is multiplied with.
+    """
+    for block in worthwhile(mask):
+        first = Strips.of(kernel, mask, block=block)
+        yield first
+        if batch * first.values.size // block[1] <= _GATHERED:
+            yield first.by("batched")
+        device = jax.default_backend()
+        if (device == "gpu" or device == "tpu") and _blocks.fits(block, device):
+            yield first.by("pallas")
+    density = mask.mean()
+    if density <= _SCATTERED:
+        single = Strips.of(kernel, mask, block=(1, 1))
+        methods: tuple[Method, ...] = ("batched", "strip by strip") if batch * single.values.size <= _GATHERED else ()
+        yield from (single.by(method) for method in methods)
+        yield Rows.of(kernel, mask)
+
+
+def worthwhile(mask: np.ndarray) -> list[tuple[int, int]]:
+    """The blocks that leave out most, at most three: none that another as large or larger makes useless."""
+    stored = {
+        block: _stored(mask, block)
+        for block in _BLOCKS
+        if not any(n % b for n, b in zip(mask.shape, block, strict=True))
+    }
+    useful = [
+        block
+        for block, share in stored.items()
+        if share <= _WORTH
+        and not any(other <= 1.05 * share and math.prod(bigger) > math.prod(block) for bigger, other in stored.items())
+    ]
+    return sorted(useful, key=lambda block: stored[block])[:_TRIED]
+
+
+def _stored(mask: np.ndarray, block: tuple[int, int]) -> float:
+    """The share of the kernel that strips of these blocks store."""
+    filled = block_fill(mask, block)
+    return float(filled.sum(0).max()) / filled.shape[0]

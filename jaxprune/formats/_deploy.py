@@ -1,0 +1,172 @@
+"""From a masked model to one whose products are fast on this device, where that can be had."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune._arrays import tree
+from jaxprune._jaxpr.roles.stored import Held, evaluate
+from jaxprune._jaxpr.tracing import arrays, trace
+from jaxprune._masks import masking
+from jaxprune._masks.frequency import Spectral
+from jaxprune.formats import _timing
+from jaxprune.formats._products import Products, products
+from jaxprune.formats._race import Known, fastest
+from jaxprune.typing import Masks, Params
+
+_REPEATS, _SECONDS = 11, 2.0  # timings of the whole function at least, and how long they take at least
+_NO_GAIN = "the whole function is not faster for sure with what won by itself"
+
+
+class Choice(NamedTuple):
+    """How one parameter is stored.
+
+    Attributes:
+      path: Of the parameter.
+      shape: Its own.
+      density: The share of its weights that is kept.
+      form: What was chosen.
+      dense: Milliseconds of its products in the best dense form; `None` where nothing was timed.
+      chosen: Milliseconds in the form that was chosen.
+      reason: Why.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    density: float
+    form: str
+    dense: float | None
+    chosen: float | None
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What `deploy` chose. Prints as a table.
+
+    Attributes:
+      leaves: One for each masked parameter.
+      dense: Milliseconds of the whole function, masked and dense.
+      deployed: And as it is returned.
+    """
+
+    leaves: Sequence[Choice]
+    dense: float
+    deployed: float
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Path, shape, kept, form, milliseconds dense and chosen, reason."""
+        return [
+            (
+                leaf.path, "×".join(map(str, leaf.shape)), f"{100 * leaf.density:.1f} %", leaf.form,
+                "" if leaf.dense is None else f"{leaf.dense:.3f}",
+                "" if leaf.chosen is None else f"{leaf.chosen:.3f}", leaf.reason,
+            )
+            for leaf in self.leaves
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        table = [("leaf", "shape", "kept", "form", "dense ms", "ms", "why"), *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        whole = f"the whole function: {self.dense:.3f} ms dense, {self.deployed:.3f} ms deployed"
+        return "\n".join([*lines, f"{whole}, {self.dense / self.deployed:.2f} times as fast"])
+
+
+def deploy(
+    fun: Callable[..., Any], params: Params, masks: Masks, *args: Any
+) -> tuple[Callable[..., Any], Params, Choices]:
+    """Stores each masked kernel in the form whose products are fastest on this device, as measured here and now.
+
+    A matrix that the function only multiplies with (through transposes, casts and calls) is stored as strips of blocks
+    or as compressed rows, whatever its mask allows, and each is timed against the dense kernel in both layouts at the
+    sizes that occur. What does not win stays dense, and if in the end the whole function is no faster, all of it does:
+    what comes back is never slower than the masked model, to within noise. The products are the masked model's, summed
+    in another order.
+
+    Args:
+      fun: The model, `fun(params, *args)`, for inference: derivative rules inside are not kept.
+      params: Its parameters.
+      masks: Any masks of the structure of `params`, concrete.
+      *args: Arguments of the size to be served, or `jax.ShapeDtypeStruct`s, which are filled with zeros.
+
+    Returns:
+      `(fast_fun, fast_params, choices)`: jit `fast_fun(fast_params, *args)`; `choices` prints what was chosen and why.
+
+    Example:
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+      >>> params = {"first": jnp.ones((32, 64)), "second": jnp.ones((64, 8))}
+      >>> masks = {"first": jnp.arange(64) < jnp.full((32, 1), 32), "second": None}
+      >>> fast, fast_params, choices = jaxprune.deploy(mlp, params, masks, jnp.ones((4, 32)))
+      >>> bool(jnp.allclose(fast(fast_params, jnp.ones((4, 32))), 32 * 32))
+      True
+      >>> print(choices.leaves[0].path, choices.leaves[0].density)
+      first 0.5
+    """
+    inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if _is_abstract(leaf) else leaf, args)
+    masked = masking.apply(params, masks)
+    used, known = products(trace(fun, masked, *inputs)), Known({})
+    chosen = dict[str, Held]()
+    leaves = list[Choice]()
+    for path, leaf, mask in tree.flatten(masked, masks, names=("masks",))[0]:
+        if mask is not None:
+            form, choice = _choose(path, leaf, mask, used[path], known)
+            leaves.append(choice)
+            if form is not None:
+                chosen[path] = form
+    fast_fun, fast_params = deployed_fun(fun), tree.map_with_path(chosen.get, masked)
+    models = [(jax.jit(fun), masked), (jax.jit(fast_fun), fast_params)]
+    times = _timing.seconds([functools.partial(call, tree_, *inputs) for call, tree_ in models], _REPEATS, _SECONDS)
+    dense, fast = (1e3 * float(np.median(row)) for row in times)
+    if not chosen or _timing.sure_speedup(times, of=1, over=0) <= 1:
+        stay = [
+            leaf._replace(form="dense", chosen=leaf.dense, reason=_NO_GAIN) if leaf.path in chosen else leaf
+            for leaf in leaves
+        ]
+        return fun, masked, Choices(stay, dense, dense)
+    return fast_fun, fast_params, Choices(leaves, dense, fast)
+
+
+def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for parameters some of which `deploy` has stored in another form."""
+
+    def fast_fun(params: Params, *args: Any) -> Any:
+        full = jax.tree.map(
+            lambda leaf: jax.eval_shape(leaf.dense) if _is_held(leaf) else leaf, params, is_leaf=_is_held
+        )
+        leaves = [leaf for leaf in jax.tree.leaves(params, is_leaf=_is_held) if _is_held(leaf) or tree.is_array(leaf)]
+        return evaluate(trace(fun, full, *args), leaves, list(arrays(args).values()))
+
+    return fast_fun
+
+
+def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known) -> tuple[Held | None, Choice]:
+    if isinstance(mask, Spectral):
+        return None, Choice(path, leaf.shape, 1.0, "dense", None, None, "a frequency mask leaves no weight out")
+    kept = np.broadcast_to(np.asarray(masking.checked(path, leaf, mask)), leaf.shape)
+    density = float(kept.mean())
+    if isinstance(used, str):
+        return None, Choice(path, leaf.shape, density, "dense", None, None, used)
+    kernel = np.asarray(leaf)
+    winner = fastest(kernel, kept, used, known) if used.summed == 0 else fastest(kernel.T, kept.T, used, known)
+    held = None if winner.form is None else Held(winner.form, used.summed)
+    name = "dense" if winner.form is None else str(winner.form)
+    return held, Choice(path, leaf.shape, density, name, winner.dense, winner.milliseconds, winner.reason)
+
+
+def _is_abstract(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _is_held(leaf: Any) -> bool:
+    return isinstance(leaf, Held)

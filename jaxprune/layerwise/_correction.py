@@ -1,0 +1,86 @@
+"""Lets a layer make up for what the pruned layers before it have done to its inputs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxprune import patterns
+from jaxprune.layerwise import _choice
+from jaxprune.layerwise._damping import report, solve
+from jaxprune.layerwise._refit import scaled
+from jaxprune.typing import Gram, Kernel
+
+
+def correct(
+    kernel: Kernel,
+    gram: Gram,
+    cross: Float[Array, "in in"],
+    share: float = 1.0,
+    damping: float = 0.3,
+    residual: Float[Array, "in out"] | None = None,
+) -> Kernel:
+    r"""The kernel that makes of changed inputs what the given one made of the inputs as they were.
+
+    $\lVert \hat X W' - X W \rVert_F$ is least for it, but for the damping. Up to a constant, the error of a pruned
+    kernel against these outputs is the error against $W'$; so any method that takes a Gram matrix can prune $W'$ in
+    place of $W$, as if it knew of the outputs.
+
+    Args:
+      kernel: $W$, `(in, out)`, floating.
+      gram: $\hat X^\top \hat X$ of the changed inputs, `(in, in)`.
+      cross: $\hat X^\top X$: the changed inputs and those as they were, of the same samples, `(in, in)`.
+      share: How much of the change to make up for, in [0, 1]; few samples are followed too closely at 1.
+      damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm.
+      residual: $\hat X^\top (S - \hat S)$, `(in, out)`, if the outputs are added to $S$, which has become $\hat S$; the
+        sum is then brought near to what it was.
+
+    Returns:
+      The kernel, of the same dtype.
+
+    Raises:
+      ValueError: The shapes do not fit, the share is out of range, or the Gram matrix is not finite.
+      TypeError: The kernel is not floating.
+
+    Example:
+      >>> from jaxprune import layerwise
+      >>> x = jax.random.normal(jax.random.key(0), (64, 2))
+      >>> changed = x * jnp.array([1.0, 0.5])  # the second input was halved
+      >>> print(layerwise.correct(jnp.ones((2, 1)), changed.T @ changed, changed.T @ x, damping=0.0).round(3))
+      [[1.]
+       [2.]]
+
+    References:
+      Li et al., 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", which quantises
+      towards the outputs of the full model; solving for a kernel first is ours.
+    """
+    _choice.checked(kernel, gram.shape, patterns.Unstructured(), 0.0)
+    if cross.shape != gram.shape or not 0 <= share <= 1:
+        raise ValueError(
+            f"`cross` must have the shape {gram.shape} of the Gram matrix, and `share` must be in [0, 1]; got "
+            f"{cross.shape} and {share}."
+        )
+    residual = jnp.zeros(kernel.shape, gram.dtype) if residual is None else residual
+    if residual.shape != kernel.shape:
+        raise ValueError(f"`residual` must have the shape {kernel.shape} of the kernel; got {residual.shape}.")
+    corrected, fit = _correct(kernel, gram, cross, share, damping, residual)
+    report(*fit)
+    return corrected
+
+
+@jax.jit
+def _correct(
+    kernel: Kernel,
+    gram: Gram,
+    cross: Float[Array, "in in"],
+    share: Float[Array, ""] | float,
+    damping: Float[Array, ""] | float,
+    residual: Float[Array, "in out"],
+) -> tuple[Kernel, tuple[Array, ...]]:
+    # What solves the damped system for the given outputs is the given kernel; only the change has to be solved for.
+    system = scaled(kernel, gram, damping)
+    change = share * ((cross - gram).astype(system.gram.dtype) @ kernel.astype(system.gram.dtype) + residual)
+    moved = solve(system.gram, change / system.scale[:, None])
+    fit = moved.steps, moved.damping, moved.finite
+    return kernel + (moved.values / system.scale[:, None]).astype(kernel.dtype), fit

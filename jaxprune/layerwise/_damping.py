@@ -1,0 +1,164 @@
+"""A damped Gram matrix and its factorisation, with the damping raised, and said to be raised, until it succeeds."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune._arrays import tree
+from jaxprune.typing import Gram
+
+_LEAST = 1e-6
+_STEPS = 10
+
+
+class Damped(NamedTuple):
+    """A Gram matrix that is safe to invert.
+
+    Attributes:
+      gram: With the damping on its diagonal, and dead inputs given a diagonal of their own.
+      upper: Upper triangular; `upper.T @ upper` is the inverse of `gram`.
+      damping: What was added, as a fraction of the mean of the diagonal over live inputs.
+      steps: How often the damping had to be raised.
+      dead: Inputs that were zero in every sample.
+    """
+
+    gram: Gram
+    upper: Float[Array, "in in"]
+    damping: Float[Array, ""]
+    steps: Int[Array, ""]
+    dead: Bool[Array, " in"]
+
+
+def damp(gram: Gram, damping: float | Float[Array, ""] = 0.01) -> Damped:
+    r"""Factorises the inverse of `gram + damping * mean(diagonal) * I`.
+
+    If the Cholesky factorisation breaks down, or a pivot is no more than rounding error, the damping is raised tenfold
+    (from 0: to 1e-6) and tried again. That is warned about, under `jit` too; it is also in the result.
+
+    Args:
+      gram: Symmetric, $X^\top X$.
+      damping: Fraction of the mean of the diagonal to begin with.
+
+    Returns:
+      The damped matrix, its factor, and what was done to it.
+
+    Raises:
+      ValueError: The matrix is not square, or no damping helps: it holds NaN or infinity, or is far from positive.
+
+    Example:
+      >>> from jaxprune import layerwise
+      >>> damped = layerwise.damp(jnp.diag(jnp.array([1.0, 3.0])), 0.5)
+      >>> print(damped.gram, damped.steps)
+      [[2. 0.]
+       [0. 4.]] 0
+
+    References:
+      Frantar & Alistarh, 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", which damps
+      by 1 % of the mean; raising it is ours.
+    """
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"A Gram matrix is square, (in, in); got shape {gram.shape}. Pass X.T @ X.")
+    damped = factorise(gram.astype(tree.promote(gram.dtype, jnp.float32)), jnp.asarray(damping, jnp.float32))
+    report(damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper)))
+    return damped
+
+
+@jax.jit
+def factorise(gram: Gram, damping: Float[Array, ""]) -> Damped:
+    """The part of `damp` that can be mapped: what it did is only in the result."""
+    factor = _factor(gram, damping)
+    # H = R R^T with R upper, by the factorisation of H with both axes reversed; so H^-1 = R^-T R^-1.
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    inverse = lax.linalg.triangular_solve(factor.lower, identity, left_side=True, lower=True)
+    return Damped(factor.gram, _reversed(inverse), factor.damping, factor.steps, factor.dead)
+
+
+class Solution(NamedTuple):
+    """What solves a system, and what had to be done for it.
+
+    Attributes:
+      values: `(in, out)`.
+      damping: As `Damped` has it, as what follows.
+      steps: How often the damping had to be raised.
+      finite: Whether that helped.
+    """
+
+    values: Float[Array, "in out"]
+    damping: Float[Array, ""]
+    steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+
+
+def solve(gram: Gram, right: Float[Array, "in out"]) -> Solution:
+    """Solves `gram @ values = right`, damped only if it must be; can be mapped as `factorise`."""
+    factor = _factor(gram, jnp.float32(0))
+    values = jax.scipy.linalg.cho_solve((factor.lower, True), jnp.flip(right, 0))
+    return Solution(jnp.flip(values, 0), factor.damping, factor.steps, jnp.all(jnp.isfinite(factor.lower)))
+
+
+class _Factor(NamedTuple):
+    """As `Damped`, but with the Cholesky factor of the damped matrix with both axes reversed."""
+
+    gram: Gram
+    lower: Float[Array, "in in"]
+    damping: Float[Array, ""]
+    steps: Int[Array, ""]
+    dead: Bool[Array, " in"]
+
+
+def _factor(gram: Gram, damping: Float[Array, ""]) -> _Factor:
+    diagonal = jnp.diagonal(gram)
+    dead = diagonal == 0
+    alive = jnp.maximum(jnp.sum(~dead, dtype=jnp.int32), 1).astype(gram.dtype)
+    mean = jnp.where(jnp.all(dead), 1, jnp.sum(diagonal) / alive)
+    gram = gram + jnp.diag(jnp.where(dead, mean, 0))
+
+    def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, fraction, steps, _ = state
+        fraction = jnp.where(steps < 0, fraction, jnp.maximum(fraction * 10, _LEAST))
+        lower = lax.linalg.cholesky(_reversed(_shifted(gram, fraction * mean)), symmetrize_input=False)
+        pivots = jnp.diagonal(lower) ** 2
+        tiny = jnp.finfo(gram.dtype).eps * (jnp.flip(jnp.diagonal(gram)) + fraction * mean)
+        return lower, fraction, steps + 1, jnp.all(jnp.isfinite(lower)) & jnp.all(pivots > tiny)
+
+    start = (jnp.zeros_like(gram), damping.astype(gram.dtype), jnp.int32(-1), jnp.array(False))
+    lower, fraction, steps, _ = lax.while_loop(lambda s: ~s[3] & (s[2] < _STEPS), attempt, start)
+    return _Factor(_shifted(gram, fraction * mean), lower, fraction, steps, dead)
+
+
+def report(steps: Int[Array, "..."], damping: Float[Array, "..."], finite: Bool[Array, "..."]) -> None:
+    """Warns of a damping that was raised, and raises if that did not help; while tracing, when the program runs."""
+    if any(isinstance(value, Tracer) for value in (steps, damping, finite)):
+        jax.debug.callback(_report, steps, damping, finite)
+    else:
+        _report(steps, damping, finite)
+
+
+def _report(steps: Any, damping: Any, finite: Any) -> None:
+    if not np.all(finite):
+        raise ValueError(
+            f"The Gram matrix could not be factorised, even with {float(np.max(damping)):g} of its mean diagonal "
+            "added; it must be finite and positive semi-definite. Look for NaN among the inputs of the layer."
+        )
+    if np.any(np.asarray(steps) > 0):
+        warnings.warn(
+            f"The Gram matrix is not of full rank: its damping was raised {int(np.max(steps))} times, to "
+            f"{float(np.max(damping)):g} of the mean diagonal. More calibration samples would help.",
+            stacklevel=4,
+        )
+
+
+def _shifted(gram: Gram, by: Array) -> Gram:
+    return gram + by * jnp.eye(gram.shape[0], dtype=gram.dtype)
+
+
+def _reversed(matrix: Gram) -> Gram:
+    return jnp.flip(matrix, (0, 1))

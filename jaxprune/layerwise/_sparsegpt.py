@@ -1,0 +1,151 @@
+"""SparseGPT: prunes the inputs of a layer in order, each time letting the later ones make up for the error.
+
+Notes on what differs from the paper's program, which works on (out, in) kernels:
+
+1. The factor of the inverse comes from one Cholesky factorisation and one triangular solve, with no explicit inverse.
+2. Errors are applied late at two levels, block and group, by one product each ("left-looking"): a kernel row is read
+   with all earlier errors at once. The results are the same up to rounding.
+3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
+4. A dead input's diagonal is set to the mean of the others and not to 1, so that the scale of the inputs is immaterial.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune import patterns
+from jaxprune.layerwise import _choice
+from jaxprune.layerwise._damping import Damped, damp
+from jaxprune.typing import Gram, Kernel, Sparsity
+
+
+def sparsegpt(
+    kernel: Kernel,
+    gram: Gram | Damped,
+    sparsity: Sparsity | None = None,
+    pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
+    block: int = 128,
+    damping: float = 0.01,
+    within: Literal["block", "output"] = "block",
+) -> tuple[Kernel, Bool[Array, "in out"]]:
+    r"""Prunes one layer and adjusts what is left, so that $\lVert X W - X \hat W \rVert_F$ stays small.
+
+    Args:
+      kernel: `(in, out)`, floating.
+      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or what `damp` made of it, which layers with the same input
+        can share.
+      sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
+      pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
+      block: So many inputs are decided on together. It is rounded up to a multiple of `m`.
+      damping: See `damp`. A Gram matrix that is not of full rank raises it, with a warning.
+      within: Which weights compete, if unstructured: a block's, as in the paper's program, or a block's by output.
+
+    Returns:
+      The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
+
+    Raises:
+      ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
+      TypeError: The kernel is not floating, or the pattern is another one.
+
+    Example:
+      >>> from jaxprune import layerwise
+      >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+      >>> kernel, mask = layerwise.sparsegpt(jnp.ones((8, 4)), x.T @ x, 0.75)
+      >>> int(mask.sum()), bool((kernel[~mask] == 0).all())
+      (8, True)
+
+    References:
+      Frantar & Alistarh, 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", algorithm 1.
+    """
+    sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
+    if block < 1:
+        raise ValueError(f"`block` is a number of inputs, at least 1; got {block}. The paper takes 128.")
+    damped = gram if isinstance(gram, Damped) else damp(gram, damping)
+    inputs, outputs = kernel.shape
+    block = min(block, inputs)
+    if isinstance(pattern, patterns.NM):
+        block += -block % pattern.m
+    ends = [min(start + block, inputs) for start in range(0, inputs, block)]
+    kept = _choice.counts([end if within == "output" else end * outputs for end in ends], sparsity)
+    keep = jnp.diff(kept, prepend=jnp.zeros(1, jnp.int32))
+    return _sparsegpt(kernel, damped.upper, damped.dead, keep, pattern, block, within == "output")
+
+
+@functools.partial(jax.jit, static_argnames=("pattern", "block", "by_output"))
+def _sparsegpt(
+    kernel: Kernel,
+    upper: Float[Array, "in in"],
+    dead: Bool[Array, " in"],
+    keep: Int[Array, " block"],
+    pattern: Any,
+    block: int,
+    by_output: bool,
+) -> tuple[Kernel, Bool[Array, "in out"]]:
+    inputs = kernel.shape[0]
+    dtype = _choice.working(kernel, upper)
+    rest = -inputs % block
+    weights = jnp.pad(jnp.where(dead[:, None], 0, kernel).astype(dtype), ((0, rest), (0, 0)))
+    factor = jnp.pad(upper.astype(dtype), ((0, rest), (0, rest))) + jnp.diag(
+        (jnp.arange(inputs + rest) >= inputs).astype(dtype)
+    )
+
+    def by_block(weights: Array, factor: Array, index: Array) -> tuple[Array, Array, Array]:
+        if isinstance(pattern, patterns.NM):
+            return _in_order(weights, factor, pattern.m, by_group)
+        padding = index * block + jnp.arange(block) >= inputs
+        # NaN is pruned first, so what pads the last block never takes the place of a weight.
+        scores = jnp.where(padding[:, None], jnp.nan, _saliency(weights, factor))
+        return _prune(weights, factor, _choice.highest(scores, keep[index], by_output))
+
+    def by_group(weights: Array, factor: Array, _: Array) -> tuple[Array, Array, Array]:
+        return _prune(weights, factor, pattern.choose(_saliency(weights, factor)))
+
+    pruned, mask, _ = _in_order(weights, factor, block, by_block)
+    return pruned[:inputs].astype(kernel.dtype), mask[:inputs]
+
+
+def _saliency(weights: Float[Array, "in out"], factor: Float[Array, "in in"]) -> Float[Array, "in out"]:
+    """By how much the error grows when a weight is removed and the later ones make up for it."""
+    return jnp.square(weights / jnp.diagonal(factor)[:, None])
+
+
+def _in_order(
+    weights: Float[Array, "in out"], factor: Float[Array, "in in"], size: int, prune: Callable[..., tuple[Array, ...]]
+) -> tuple[Array, Array, Array]:
+    """Calls `prune(weights, factor, index)` on `size` inputs after another, with all errors so far made up for.
+
+    Returns:
+      The pruned weights, their mask and the errors, each (in, out).
+    """
+
+    def step(index: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        _, _, errors = state
+        start = index * size
+        columns = lax.dynamic_slice_in_dim(factor, start, size, axis=1)  # above what is not yet pruned, errors are 0
+        rows = lax.dynamic_slice_in_dim(weights, start, size) - columns.T @ errors
+        results = prune(rows, lax.dynamic_slice_in_dim(columns, start, size), index)
+        return tuple(lax.dynamic_update_slice_in_dim(s, r, start, 0) for s, r in zip(state, results, strict=True))
+
+    start = (weights, jnp.zeros(weights.shape, bool), jnp.zeros_like(weights))
+    pruned, mask, errors = lax.fori_loop(0, weights.shape[0] // size, step, start)
+    return pruned, mask, errors
+
+
+def _prune(
+    weights: Float[Array, "in out"], factor: Float[Array, "in in"], mask: Bool[Array, "in out"]
+) -> tuple[Array, Array, Array]:
+    """Removes what the mask does not keep, one input after another."""
+
+    def one(row: Array, factor: Array, index: Array) -> tuple[Array, Array, Array]:
+        kept = lax.dynamic_slice_in_dim(mask, index, 1)
+        pruned = jnp.where(kept, row, 0)
+        return pruned, kept, (row - pruned) / factor
+
+    return _in_order(weights, factor, 1, one)

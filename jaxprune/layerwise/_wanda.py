@@ -1,0 +1,63 @@
+"""Wanda: removes the weights that add least to their output, and leaves the others as they are."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxprune import patterns
+from jaxprune.layerwise import _choice
+from jaxprune.typing import Kernel, Sparsity
+
+
+def wanda(
+    kernel: Kernel,
+    norm: Float[Array, " in"],
+    sparsity: Sparsity | None = None,
+    pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
+    within: Literal["layer", "output"] = "output",
+) -> tuple[Kernel, Bool[Array, "in out"]]:
+    r"""Prunes one layer by weight magnitude times input norm, $|W_{ij}| \lVert x_i \rVert_2$.
+
+    Args:
+      kernel: `(in, out)`, floating.
+      norm: Of each of the layer's inputs over all samples, `(in,)`: the root of the Gram matrix's diagonal.
+      sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
+      pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
+      within: Which weights compete, if unstructured: those of one output, as in the paper, or all.
+
+    Returns:
+      The kernel, exactly 0 where it is pruned, and the mask, `True` = kept.
+
+    Raises:
+      ValueError: The shapes or the pattern do not fit.
+      TypeError: The kernel is not floating, or the pattern is another one.
+
+    Example:
+      >>> from jaxprune import layerwise
+      >>> kernel, mask = layerwise.wanda(jnp.array([[3.0, 1.0], [1.0, 2.0]]), jnp.array([0.1, 1.0]), 0.5)
+      >>> print(kernel)
+      [[0. 0.]
+       [1. 2.]]
+
+    References:
+      Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models", eq. 1.
+    """
+    sparsity = _choice.checked(kernel, norm.shape * 2, pattern, sparsity)
+    by_output = within == "output"
+    keep = _choice.counts([kernel.shape[0] if by_output else kernel.size], sparsity)[0]
+    return _wanda(kernel, norm, keep, pattern, by_output)
+
+
+@functools.partial(jax.jit, static_argnames=("pattern", "by_output"))
+def _wanda(
+    kernel: Kernel, norm: Float[Array, " in"], keep: Int[Array, ""], pattern: Any, by_output: bool
+) -> tuple[Kernel, Bool[Array, "in out"]]:
+    dtype = _choice.working(kernel, norm)
+    scores = jnp.abs(kernel.astype(dtype)) * norm.astype(dtype)[:, None]
+    mask = _choice.chosen(scores, keep, pattern, by_output)
+    return jnp.where(mask, kernel, 0), mask

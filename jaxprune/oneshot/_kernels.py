@@ -1,0 +1,87 @@
+"""Between a parameter, however its axes lie, and the matrices (in, out) that products see."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from jaxprune import patterns
+from jaxprune._jaxpr.roles.rules import Use
+
+
+def matrices(leaf: Any, use: Use) -> Shaped[Array, "stack in out"]:
+    """The kernels in a leaf, inputs first: one for each position of its stack and each group of a convolution."""
+    order, _, (stack, inputs, outputs) = _arranged(leaf.shape, use)
+    split = _split(leaf.shape, use)
+    return jnp.reshape(leaf, split).transpose(order).reshape(stack, inputs, outputs)
+
+
+def restored(kernels: Shaped[Array, "stack in out"], shape: Sequence[int], use: Use) -> Any:
+    """The leaf of this shape that holds these kernels."""
+    order, sizes, _ = _arranged(shape, use)
+    return kernels.reshape(sizes).transpose(tuple(np.argsort(order))).reshape(shape)
+
+
+def _split(shape: Sequence[int], use: Use) -> tuple[int, ...]:
+    """The shape with the outputs of a grouped convolution as groups and outputs of each; otherwise a group of all."""
+    axis = use.outputs[0] if use.groups > 1 else len(shape)
+    groups = (use.groups, shape[axis] // use.groups) if use.groups > 1 else (1,)
+    return (*shape[:axis], *groups, *shape[axis + 1 :])
+
+
+def _arranged(shape: Sequence[int], use: Use) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int]]:
+    """For the split shape: the order stack, group, inputs, outputs; the sizes in it; and those of the three."""
+    split = _split(shape, use)
+    group = use.outputs[0] if use.groups > 1 else len(shape)
+
+    def moved(axis: int) -> int:
+        return axis + (use.groups > 1 and axis >= group)
+
+    stack = (*map(moved, use.stacked), group)
+    inputs, outputs = tuple(map(moved, use.inputs)), tuple(map(moved, use.outputs))
+    order = (*stack, *inputs, *outputs)
+    sizes = [math.prod(split[a] for a in axes) for axes in (stack, inputs, outputs)]
+    return order, tuple(split[a] for a in order), (sizes[0], sizes[1], sizes[2])
+
+
+def place(shape: Sequence[int], use: Use, starts: Sequence[int], index: int) -> tuple[int, ...]:
+    """Where in the leaf's stack the kernel with this index lies, of a part of this shape that starts there."""
+    if not use.stacked:
+        return ()
+    sizes = [shape[axis] for axis in use.stacked]
+    inside = np.unravel_index(index // use.groups, sizes)
+    return tuple(int(starts[axis] + i) for axis, i in zip(use.stacked, inside, strict=True))
+
+
+def part(leaf: Any, starts: Sequence[int], shape: tuple[int, ...]) -> Any:
+    """A part of a leaf."""
+    return leaf if leaf.shape == shape else _part(leaf, [np.int32(start) for start in starts], shape)
+
+
+def replaced(leaf: Any, new: Any, starts: Sequence[int]) -> Any:
+    """A leaf with a part replaced; the leaf is used up unless all of it is."""
+    return new if leaf.shape == new.shape else _replaced(leaf, new, [np.int32(start) for start in starts])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _part(leaf: Any, starts: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    return lax.dynamic_slice(leaf, starts, shape)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _replaced(leaf: Any, new: Any, starts: Sequence[Any]) -> Any:
+    return lax.dynamic_update_slice(leaf, new, starts)
+
+
+def along_inputs(pattern: Any) -> Any:
+    """The pattern of a matrix: its inputs come first by the time it is pruned, wherever they are in the leaf."""
+    return dataclasses.replace(pattern, axis=None) if isinstance(pattern, patterns.NM) else pattern

@@ -1,0 +1,37 @@
+"""Random: the baseline that every criterion has to beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._arrays import tree
+from jaxprune.filters import is_kernel
+from jaxprune.typing import Params, PRNGKey, Scores, Where
+
+
+def random(key: PRNGKey, params: Params, *, where: Where = is_kernel) -> Scores:
+    """Scores uniform in [0, 1), the same for the same key: a higher sparsity prunes a superset.
+
+    Args:
+      key: From `jax.random.key`.
+      params: Any pytree; only shapes matter, and which weights are NaN: they score NaN.
+      where: Picks the leaves; the rest get `None`.
+
+    Returns:
+      float32 scores.
+    """
+    chosen = tree.choose(where, params)
+    leaves, treedef = jax.tree.flatten(chosen)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    return treedef.unflatten([_drawn(k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
+
+
+def _drawn(key: PRNGKey, leaf: Any) -> Any:
+    scores = jax.random.uniform(key, leaf.shape)
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not tree.is_floating(leaf):
+        return scores
+    # NaN goes first, as under any other criterion. On a mesh this also puts the scores where the leaf lies.
+    return jnp.where(jnp.isnan(leaf), jnp.nan, scores)

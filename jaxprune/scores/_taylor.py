@@ -1,0 +1,67 @@
+"""First-order criteria: how much the loss would change, to first order, if a weight were removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._arrays import tree
+from jaxprune.filters import is_kernel
+from jaxprune.typing import Grads, Params, Scores, Where
+
+
+def taylor(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
+    r"""Scores each weight by $|w \cdot \partial L / \partial w|$.
+
+    Args:
+      params: Any pytree.
+      grads: Of the loss, with the structure of `params`; dense, that is, for pruned weights too.
+      where: Picks the leaves; the rest get `None`.
+
+    Returns:
+      float32 scores (float64 for float64 parameters).
+
+    Raises:
+      ValueError: The structures differ.
+
+    References:
+      Molchanov et al., 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference", eq. 7.
+    """
+
+    def score(path: str, leaf: Any, grad: Any) -> Any:
+        if not where(path, leaf):
+            return None
+        tree.check_floating(path, leaf)
+        if grad is None or grad.shape != leaf.shape:
+            raise ValueError(
+                f"'{path}' has shape {leaf.shape}; its gradient has {getattr(grad, 'shape', None)}. "
+                f"Take `jax.grad` of the loss at these parameters."
+            )
+        wide = tree.promote(leaf.dtype, jnp.float32)
+        return jnp.abs(leaf.astype(wide) * grad.astype(wide))
+
+    return tree.map_with_path(score, params, grads, names=("gradients",))
+
+
+def snip(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
+    r"""Scores each weight by its share of the total connection sensitivity, $|w g| / \sum |w g|$.
+
+    The ranking is that of `taylor`. The paper takes the gradient on one batch at initialisation and ranks all weights
+    of the network together, as the strategy `jaxprune.snip` does.
+
+    Args:
+      params: At initialisation.
+      grads: Of the loss on one batch, with the structure of `params`.
+      where: Picks the leaves; the rest get `None`.
+
+    Returns:
+      float32 scores that sum to 1 over the tree.
+
+    References:
+      Lee et al., 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", eq. 6.
+    """
+    sensitivity = taylor(params, grads, where=where)
+    total = sum((jnp.sum(score) for score in jax.tree.leaves(sensitivity)), jnp.zeros(()))
+    return jax.tree.map(lambda score: score / jnp.maximum(total, jnp.finfo(score.dtype).tiny), sensitivity)

@@ -1,0 +1,358 @@
+"""Which slices of which leaves live and die together, read off a function's jaxpr."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from jaxprune._arrays import tree
+from jaxprune._jaxpr.coupling.biases import Consumer, consumers
+from jaxprune._jaxpr.coupling.choice import by_split
+from jaxprune._jaxpr.coupling.label_pass import Axes, propagate, updated_leaves
+from jaxprune._jaxpr.coupling.labels import without_rule
+from jaxprune._jaxpr.coupling.values import Labeling, Split
+from jaxprune._jaxpr.tracing import Traced, trace
+from jaxprune.typing import Params, Where
+
+SplitRule: TypeAlias = Literal["outer", "inner"] | Callable[[Split], Literal["outer", "inner"]]
+Semantics: TypeAlias = Literal["masked", "small"]
+Units: TypeAlias = Int[np.ndarray, "_"]
+"""For each position of an axis the number of its unit, 0 where no unit owns it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One axis of one leaf that a group's units own slices of."""
+
+    path: str
+    axis: int
+    contracted: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units of one kind: the neurons of a layer, the channels of a stage, the heads of an attention.
+
+    Attributes:
+      name: Path of the leaf that produces the units, with the axis where it produces several groups.
+      start: Number of the first unit; the others follow.
+      width: How many units there are.
+      members: Every leaf and axis they own slices of.
+      stack: Axis of the member leaves along which the layers of a scan are stacked, if each layer may keep its own
+        units; the same axis in all of them.
+      layers: Length of that axis, else 1.
+    """
+
+    name: str
+    start: int
+    width: int
+    members: tuple[Member, ...]
+    stack: int | None = None
+    layers: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """Width of one axis of a contraction: `fixed` positions, and so many per unit of each group."""
+
+    fixed: int
+    per_unit: tuple[tuple[int, float], ...]
+
+    def width(self, kept: Sequence[int]) -> float:
+        """The width when each group keeps so many units."""
+        return self.fixed + sum(each * kept[group] for group, each in self.per_unit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling:
+    """Which slices of which leaves live and die together.
+
+    Attributes:
+      groups: In the order in which the function reads their leaves.
+      units: Per path, per axis: the unit of each position, 0 for none.
+      frozen: Per (path, axis) that has positions in no unit: why.
+      products: Multiply-accumulates of one call: sum over terms of `times` the product of the factors.
+      updated: Paths of leaves that the function also returns with new values, and where.
+      consumers: Per path of a kernel that a contraction multiplies by: along which axes, and the biases that follow.
+      semantics: "masked" if removing units is exact, "small" if sums over removed positions were let pass.
+    """
+
+    groups: tuple[Group, ...]
+    units: dict[str, tuple[Units, ...]]
+    frozen: dict[tuple[str, int], str]
+    products: tuple[tuple[int, tuple[Factor, ...]], ...]
+    updated: dict[str, str]
+    consumers: dict[str, Consumer]
+    semantics: Semantics = "masked"
+
+    def macs(self, kept: Sequence[int] | None = None) -> float:
+        """Multiply-accumulates of one call when each group keeps so many units (default: all)."""
+        widths = [group.width for group in self.groups] if kept is None else kept
+        total = 0.0
+        for times, factors in self.products:
+            product = float(times)
+            for factor in factors:
+                product *= factor.width(widths)
+            total += product
+        return total
+
+    def macs_per_unit(self, kept: Sequence[int] | None = None) -> list[float]:
+        """By how much `macs` falls when a group loses one unit, for each group."""
+        widths = [group.width for group in self.groups] if kept is None else list(kept)
+        slopes = [0.0] * len(self.groups)
+        for times, factors in self.products:
+            values = [factor.width(widths) for factor in factors]
+            touched = {group for factor in factors for group, _ in factor.per_unit}
+            full = times * float(np.prod(values))
+            for group in touched:
+                less = 1.0
+                for value, factor in zip(values, factors, strict=True):
+                    less *= value - sum(each for g, each in factor.per_unit if g == group)
+                slopes[group] += full - times * less
+        return slopes
+
+    def __str__(self) -> str:
+        rows = [("group", "units", "MACs per unit", "slices")]
+        for group, slope in zip(self.groups, self.macs_per_unit(), strict=True):
+            slices = ", ".join(f"{m.path}[{m.axis}]" for m in group.members)
+            width = f"{group.layers} x {group.width}" if group.stack is not None else str(group.width)
+            rows.append((group.name, width, f"{slope:,.0f}", slices))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([a.ljust(widths[0]), b.rjust(widths[1]), c.rjust(widths[2]), d]) for a, b, c, d in rows]
+        lines += ["", "kept whole:"] if self.frozen else []
+        lines += [f"  {path}[{axis}]: {reason}" for (path, axis), reason in self.frozen.items()]
+        return "\n".join(lines)
+
+
+def couple(
+    fun: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    split: SplitRule = "outer",
+    protect: Where | None = None,
+    semantics: Semantics = "masked",
+) -> Coupling:
+    """Finds which slices of which leaves live and die together, for any JAX function.
+
+    Traces `fun(params, *args)`, gives every position of every parameter axis a label, and joins the labels that each
+    primitive ties. Nothing is run or allocated. A primitive that is not understood freezes what it touches, with a
+    warning that names it.
+
+    Args:
+      fun: The model, `fun(params, *args)`.
+      params: Any pytree of arrays or `jax.ShapeDtypeStruct`s. Put running statistics here, beside the parameters, so
+        that they shrink with them.
+      *args: Example arguments, arrays or `jax.ShapeDtypeStruct`s; their axes and those of the outputs are kept whole.
+      split: Where one axis is reshaped to two, as C to (heads, width): "outer" prunes whole heads, "inner" the same
+        position of every head. A callable decides per place, from a `Split`.
+      protect: Picks leaves of which no axis may be pruned.
+      semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one (a two-pass
+        variance over a pruned axis); "small" lets those pass, for `shrink(..., semantics="small")`.
+
+    Returns:
+      The coupling; print it.
+
+    Raises:
+      ValueError: `split` is or returns something else than "outer" or "inner".
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxprune import couple
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+      >>> params = {"first": jnp.ones((4, 8)), "second": jnp.ones((8, 2))}
+      >>> coupling = couple(mlp, params, jnp.ones((1, 4)))
+      >>> [(group.name, group.width) for group in coupling.groups]
+      [('first', 8)]
+
+    References:
+      Fang et al., 2023, "DepGraph: Towards Any Structural Pruning", for the question; the answer here is a label per
+      position instead of a graph of layers.
+    """
+    traced = trace(fun, params, *args)
+    shielded = {i for i, p in enumerate(traced.paths) if protect is not None and protect(p, traced.leaves[i])}
+
+    def leaf_labels(forest: Any, index: int) -> Axes:
+        shape = traced.leaves[index].shape
+        if index in shielded:
+            return [forest.frozen(n, "protected") for n in shape]
+        return [forest.fresh(n, tag=1) for n in shape]
+
+    labeling, own = propagate(traced, leaf_labels, by_split(split), exact=semantics == "masked")
+    coupling = _summarise(traced, labeling, own, semantics)
+    _warn(coupling)
+    return coupling
+
+
+def _warn(coupling: Coupling) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for (path, axis), reason in coupling.frozen.items():
+        by_reason.setdefault(reason, []).append(f"'{path}' axis {axis}")
+    for reason, places in by_reason.items():
+        primitive = reason.split("'")[1] if reason.startswith("'") else ""
+        if reason == without_rule(primitive):
+            warnings.warn(
+                f"`couple` does not know the primitive {reason.split()[0]}, so it keeps whole what it touches: "
+                f"{', '.join(places)}.",
+                stacklevel=3,
+            )
+
+
+def _summarise(traced: Traced, labeling: Labeling, own: list[Axes], semantics: Semantics) -> Coupling:
+    forest = labeling.forest
+    roots = {(i, a): forest.find(np.asarray(x)) for i, axes in enumerate(own) for a, x in enumerate(axes)}
+    signature = np.zeros(forest.size, np.uint64)
+    open_ = (forest.reason[: forest.size] == 0) & (forest.parent[: forest.size] == np.arange(forest.size))
+    for place, found in enumerate(roots.values()):
+        unique, counts = np.unique(found, return_counts=True)
+        signature[unique] += _hash(place, counts)
+    signature[~open_] = 0
+    owned = np.flatnonzero(signature)
+    groups: dict[int, np.ndarray] = {}
+    names, group_of_owned, sizes = np.unique(signature[owned], return_inverse=True, return_counts=True)
+    members = owned[np.argsort(group_of_owned, kind="stable")]
+    ends = np.cumsum(sizes)
+    for name, start, end in zip(names.tolist(), ends - sizes, ends, strict=True):
+        groups[name] = members[start:end]
+    rank = {index: position for position, index in enumerate(labeling.used)}
+    places_of = _places(roots, signature, groups)
+    ordered = sorted(groups, key=lambda s: min((rank.get(i, len(rank)), a) for i, a in places_of[s]))
+    unit_of, start, result = np.zeros(forest.size, np.int32), 1, []
+    escaped = _escaped(labeling)
+    for name in ordered:
+        units = groups[name]
+        unit_of[units] = np.arange(start, start + len(units))
+        stack = _stack(labeling, places_of[name], escaped, units)
+        result.append(_group(traced, labeling, rank, places_of[name], start, len(units), stack))
+        start += len(units)
+    result = _unique(result)
+    group_of_unit = np.zeros(start, np.int32)
+    for i, group in enumerate(result):
+        group_of_unit[group.start : group.start + group.width] = i
+    units_by_path, frozen = {}, {}
+    for i, path in enumerate(traced.paths):
+        axes = tuple(unit_of[roots[i, a]] for a in range(len(own[i])))
+        units_by_path[path] = axes
+        for a, units in enumerate(axes):
+            if (units == 0).any():
+                frozen[path, a] = forest.why(int(roots[i, a][np.flatnonzero(units == 0)[0]]))
+    return Coupling(
+        groups=tuple(result),
+        units=units_by_path,
+        frozen=frozen,
+        products=_products(labeling, unit_of, group_of_unit, result),
+        updated={traced.paths[i]: traced.outputs[o] for o, i in updated_leaves(traced).items()},
+        consumers=consumers(traced),
+        semantics=semantics,
+    )
+
+
+def _hash(place: int, counts: np.ndarray) -> np.ndarray:
+    """A well-mixed number for "so many positions on that axis" (the finaliser of splitmix64)."""
+    with np.errstate(over="ignore"):
+        x = counts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(place + 1) * np.uint64(
+            0xD1B54A32D192ED03
+        )
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _places(
+    roots: dict[tuple[int, int], np.ndarray], signature: np.ndarray, groups: dict[int, np.ndarray]
+) -> dict[int, list[tuple[int, int]]]:
+    places: dict[int, list[tuple[int, int]]] = {name: [] for name in groups}
+    for place, found in roots.items():
+        for name in np.unique(signature[found]).tolist():
+            if name in places:
+                places[name].append(place)
+    return places
+
+
+def _escaped(labeling: Labeling) -> np.ndarray:
+    """Roots seen outside scans."""
+    seen = np.zeros(labeling.forest.size, bool)
+    done: set[int] = set()
+    for labels in labeling.escaped:
+        if id(labels) not in done:
+            done.add(id(labels))
+            seen[labeling.forest.find(np.asarray(labels))] = True
+    return seen
+
+
+def _stack(
+    labeling: Labeling, places: list[tuple[int, int]], escaped: np.ndarray, units: np.ndarray
+) -> tuple[int, int] | None:
+    """The scan and the axis along which a group's leaves are stacked, if its units never leave that scan's body."""
+    if escaped[units].any():
+        return None
+    scans = [labeling.stacked.get(index, set()) for index, _ in places]
+    common = set.intersection(*scans)
+    if len(common) != 1 or any(len(s) != 1 for s in scans):
+        return None
+    return next(iter(common))
+
+
+def _group(
+    traced: Traced,
+    labeling: Labeling,
+    rank: dict[int, int],
+    places: list[tuple[int, int]],
+    start: int,
+    width: int,
+    stack: tuple[int, int] | None,
+) -> Group:
+    members = [Member(traced.paths[i], a, (i, a) in labeling.contracted) for i, a in places]
+    read = [rank.get(i, len(rank)) for i, _ in places]
+    rows = sorted(zip(members, places, read, strict=True), key=lambda row: (row[2], row[1]))
+    produces = [m.path for m, (i, _), _ in rows if not m.contracted and len(traced.leaves[i].shape) > 1]
+    name = produces[0] if produces else rows[0][0].path
+    layers = traced.leaves[places[0][0]].shape[stack[1]] if stack is not None else 1
+    return Group(name, start, width, tuple(row[0] for row in rows), stack[1] if stack is not None else None, layers)
+
+
+def _unique(groups: list[Group]) -> list[Group]:
+    """Names groups apart: a leaf that produces several is named with the axis of each."""
+    names = [group.name for group in groups]
+    if len(set(names)) == len(names):
+        return groups
+    renamed = []
+    for group in groups:
+        axis = next(m.axis for m in group.members if m.path == group.name)
+        repeated = names.count(group.name) > 1
+        renamed.append(dataclasses.replace(group, name=f"{group.name}[{axis}]") if repeated else group)
+    names = [group.name for group in renamed]
+    return [
+        dataclasses.replace(g, name=f"{g.name}#{names[:i].count(g.name)}") if names.count(g.name) > 1 else g
+        for i, g in enumerate(renamed)
+    ]
+
+
+def _products(
+    labeling: Labeling, unit_of: np.ndarray, group_of_unit: np.ndarray, groups: list[Group]
+) -> tuple[tuple[int, tuple[Factor, ...]], ...]:
+    factors: dict[int, Factor] = {}
+    total: dict[tuple[Factor, ...], int] = {}
+    for term in labeling.terms:
+        for labels in term.axes:
+            if id(labels) not in factors:
+                units = unit_of[labeling.forest.find(np.asarray(labels))]
+                counts = np.bincount(group_of_unit[units[units > 0]], minlength=len(groups))
+                present = np.flatnonzero(counts)
+                factors[id(labels)] = Factor(
+                    int((units == 0).sum()), tuple((int(g), int(counts[g]) / groups[g].width) for g in present)
+                )
+        key = tuple(sorted((factors[id(labels)] for labels in term.axes), key=repr))
+        total[key] = total.get(key, 0) + term.times
+    return tuple((times, key) for key, times in total.items())
+
+
+def abstract(params: Params) -> Params:
+    """Shapes and dtypes of the array leaves; the other leaves as they are."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if tree.is_array(x) else x, params)

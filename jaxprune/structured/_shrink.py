@@ -1,0 +1,232 @@
+"""From a masked model to a physically smaller function and a smaller tree that compute the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune._arrays import tree
+from jaxprune._masks.frequency import Spectral
+from jaxprune._masks.masking import checked
+from jaxprune.structured._compensation import compensated, uncompensated
+from jaxprune.structured._coupling import Coupling, Group, Semantics
+from jaxprune.structured._plan import LeafPlan, Plan, host
+from jaxprune.structured._rebuild import evaluate
+from jaxprune.typing import Masks, Params, Statistics
+
+
+def shrink(
+    fun: Callable[..., Any],
+    params: Params,
+    masks: Masks,
+    coupling: Coupling,
+    *,
+    semantics: Semantics = "masked",
+    compensate: Statistics | None = None,
+) -> tuple[Callable[..., Any], Params, Plan]:
+    """Removes every unit whose slices are all masked.
+
+    The small function computes what `fun(apply(params, masks), *args)` does, at any batch size, under `jit`, `grad`,
+    `vmap` and `jax.export`; jit it, since each call traces `fun` anew. Other masked weights stay, as zeros. At least
+    one unit of each group stays.
+
+    Args:
+      fun: The model, `fun(params, *args)`, as given to `couple`.
+      params: Its parameters.
+      masks: Any masks of the structure of `params`, concrete.
+      coupling: From `couple(fun, params, *args)`.
+      semantics: "masked": equal to the masked model. "small": means and variances over a pruned axis divide by what is
+        left of it, as a model configured to be smaller would.
+      compensate: What `calibrate(fun, params, batches, statistic="variance")` measured. What the masks take from a
+        kernel is then put, on average, into the bias that follows it (or the running mean that is subtracted), and the
+        model no longer equals the masked one. Give `params` as they were before masking. A warning names each group
+        whose mean went nowhere, and why. Instead of a statistic a kernel may have the mean of each of its inputs,
+        `(in,)` or the shape of its input axes, layers of a scan first, or `None`; a convolution is then taken to see
+        the mean beyond the border too, where padding has zeros.
+
+    Returns:
+      `(small_fun, small_params, plan)`.
+
+    Raises:
+      ValueError: The parameters are not those that were coupled, or a mean does not have the size of its kernel's
+        inputs; the message names the path.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxprune import couple
+      >>> def mlp(params, x):
+      ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+      >>> params = {"first": jnp.ones((4, 8)), "second": jnp.ones((8, 2))}
+      >>> keep = jnp.arange(8) < 5
+      >>> masks = {"first": keep[None, :], "second": keep[:, None]}
+      >>> coupling = couple(mlp, params, jnp.ones((1, 4)))
+      >>> small, small_params, plan = shrink(mlp, params, masks, coupling)
+      >>> small_params["first"].shape, float(small(small_params, jnp.ones((1, 4)))[0, 0])
+      ((4, 5), 20.0)
+
+    References:
+      An et al., 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", for `compensate`.
+    """
+    if coupling.semantics == "small" and semantics == "masked":
+        raise ValueError(
+            '`couple(..., semantics="small")` lets pass what is not equal to the masked model; `shrink` got '
+            'semantics="masked". Give both the same.'
+        )
+    plan = plan_of(params, masks, coupling, semantics)
+    if compensate is not None:
+        nowhere = uncompensated(coupling, plan, params, compensate)
+        if nowhere:
+            reasons = "; ".join(f"'{name}' ({', '.join(why)})" for name, why in nowhere.items())
+            warnings.warn(f"`compensate` found nowhere to put all of the mean of: {reasons}.", stacklevel=2)
+        masked = tree.map_with_path(_masked, params, masks, names=("masks",))
+        params = compensated(params, masked, compensate, coupling)
+    small_params = tree.map_with_path(_masked, plan.take(params), plan.take(masks), names=("masks",))
+    return shrink_fun(fun, plan), small_params, plan
+
+
+def shrink_fun(fun: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+    """The small function of a plan, for parameters that are already small.
+
+    Args:
+      fun: The full model, `fun(params, *args)`.
+      plan: From `shrink`, or `Plan.load`.
+
+    Returns:
+      `small_fun(small_params, *args)`. Each call re-traces `fun` at full size and the arguments' shapes, checks the
+      plan against it, and evaluates the result small. It raises ValueError where the plan does not fit the function.
+    """
+
+    def small_fun(params: Params, *args: Any) -> Any:
+        return evaluate(fun, plan, params, args)
+
+    return small_fun
+
+
+def plan_of(params: Params, masks: Masks, coupling: Coupling, semantics: Semantics = "masked") -> Plan:
+    """Which indices stay when every unit whose slices are all masked goes.
+
+    Args:
+      params: The parameters; only their shapes are read.
+      masks: Of the structure of `params`, concrete.
+      coupling: From `couple`.
+      semantics: Recorded in the plan.
+
+    Raises:
+      ValueError: The parameters are not those that were coupled.
+    """
+    rows = [(path, leaf, mask) for path, leaf, mask in tree.flatten(params, masks, names=("masks",))[0]]
+    arrays = {path: (leaf, mask) for path, leaf, mask in rows if tree.is_array(leaf)}
+    _check(arrays, coupling)
+    alive = _alive(arrays, coupling)
+    leaves = {}
+    for path, (leaf, _) in arrays.items():
+        keep, stack = {}, None
+        for axis, units in enumerate(coupling.units[path]):
+            kept, layered = _kept(units, alive, coupling)
+            if kept is not None:
+                keep[axis] = kept
+                stack = layered if layered is not None else stack
+        leaves[path] = LeafPlan(tuple(leaf.shape), keep, stack)
+    return Plan(leaves, semantics)
+
+
+def _check(arrays: dict[str, Any], coupling: Coupling) -> None:
+    for path, (leaf, _) in arrays.items():
+        if path not in coupling.units:
+            raise ValueError(f"'{path}' was not coupled. Call `couple` with these parameters.")
+        coupled = tuple(len(units) for units in coupling.units[path])
+        if coupled != tuple(leaf.shape):
+            raise ValueError(f"'{path}' has shape {tuple(leaf.shape)}; it was coupled with shape {coupled}.")
+    missing = sorted(set(coupling.units) - set(arrays))
+    if missing:
+        raise ValueError(
+            f"The coupling has '{missing[0]}', which the parameters lack. Call `couple` with these parameters."
+        )
+
+
+def _alive(arrays: dict[str, Any], coupling: Coupling) -> list[np.ndarray]:
+    """Per group, which units stay: `(layers, width)`, one row where it is not a stack, equally many in each row."""
+    flat = np.zeros(1 + sum(group.width for group in coupling.groups), bool)
+    stacks = [(g, np.zeros((g.layers, g.width), bool)) for g in coupling.groups if g.stack is not None]
+    for path, (leaf, mask) in arrays.items():
+        keeps = _concrete(path, leaf, mask)
+        for axis, units in enumerate(coupling.units[path]):
+            rest = tuple(a for a in range(keeps.ndim) if a != axis)
+            kept = keeps.any(axis=rest) if keeps.size else np.zeros(1, bool)
+            flat[units[np.broadcast_to(kept, units.shape)]] = True
+            for group, some in stacks:
+                _mark(some, group, keeps, axis, units)
+    rows = {id(group): some for group, some in stacks}
+    return [_levelled(rows.get(id(g), flat[None, g.start : g.start + g.width])) for g in coupling.groups]
+
+
+def _mark(some: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: np.ndarray) -> None:
+    mine = (units >= group.start) & (units < group.start + group.width)
+    if not mine.any():
+        return
+    rest = tuple(a for a in range(keeps.ndim) if a not in (axis, group.stack))
+    kept = keeps.any(axis=rest) if keeps.size else np.zeros((1, 1), bool)
+    if group.stack is not None and group.stack > axis:
+        kept = kept.T
+    kept = np.broadcast_to(kept, (group.layers, len(units)))[:, mine]
+    for layer, keeps_layer in zip(some, kept, strict=True):
+        layer[units[mine][keeps_layer] - group.start] = True
+
+
+def _levelled(some: np.ndarray) -> np.ndarray:
+    """Revives the first units of a layer until every layer keeps as many, and at least one."""
+    most = max(1, int(some.sum(axis=1).max(initial=0)))
+    some = some.copy()
+    for layer in some:
+        spare = np.flatnonzero(~layer)
+        layer[spare[: most - int(layer.sum())]] = True
+    return some
+
+
+def _kept(units: np.ndarray, alive: list[np.ndarray], coupling: Coupling) -> tuple[np.ndarray | None, int | None]:
+    """Indices of one axis that stay, and the axis of the stack if they differ by layer; `None` if all stay."""
+    starts = [group.start for group in coupling.groups]
+    here = np.unique(np.searchsorted(starts, units[units > 0], side="right") - 1).tolist()
+    layers = max((len(alive[i]) for i in here), default=1)
+    stays = np.ones((layers, len(units)), bool)
+    for i in here:
+        group = coupling.groups[i]
+        mine = (units >= group.start) & (units < group.start + group.width)
+        stays[:, mine] = alive[i][:, units[mine] - group.start]
+    if stays.all():
+        return None, None
+    rows = [np.flatnonzero(row) for row in stays]
+    stack = next((coupling.groups[i].stack for i in here if coupling.groups[i].stack is not None), None)
+    return (rows[0], None) if layers == 1 else (np.stack(rows), stack)
+
+
+def _concrete(path: str, leaf: Any, mask: Any) -> np.ndarray:
+    if mask is None or isinstance(mask, Spectral):
+        return np.ones((1,) * len(leaf.shape), bool)
+    if isinstance(mask, Tracer):
+        raise TypeError(
+            f"`shrink` decides shapes, so it needs concrete masks; that of '{path}' is traced. Call it outside `jit`."
+        )
+    return np.asarray(checked(path, leaf, mask))
+
+
+def _masked(path: str, leaf: Any, mask: Any) -> Any:
+    """`masks.apply` for one leaf; a mask that keeps everything costs nothing."""
+    if mask is None or isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    if isinstance(mask, Spectral):
+        return mask.project(leaf)
+    keeps = np.asarray(checked(path, leaf, mask))
+    if keeps.all():
+        return leaf
+    array, on_host = host(leaf)
+    if on_host:
+        masked = np.where(keeps, array, np.zeros((), array.dtype))
+        return jax.device_put(masked) if isinstance(leaf, jax.Array) else masked
+    return jnp.where(keeps, leaf, jnp.zeros_like(leaf))
