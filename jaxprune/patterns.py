@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
 from jaxprune._arrays import meshes, ordering, tree
 from jaxprune.typing import Count, Mask, Params, Score
@@ -29,7 +30,7 @@ class Unstructured:
         """The scores themselves."""
         return scores
 
-    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    def expand(self, kept: Shaped[Any, "..."], shape: tuple[int, ...]) -> Shaped[Any, "..."]:
         """The decisions themselves."""
         del shape
         return kept
@@ -80,7 +81,7 @@ class NM:
         """The scores themselves: a group is no unit here, each of its weights competes with the others."""
         return scores
 
-    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    def expand(self, kept: Shaped[Any, "..."], shape: tuple[int, ...]) -> Shaped[Any, "..."]:
         """The decisions themselves."""
         del shape
         return kept
@@ -106,14 +107,15 @@ class NM:
         if self.group > 1:
             return self._shared(scores, axis)
         values = meshes.grouped(ordering.keys(scores), axis, self.m)
-        index = lax.broadcasted_iota(jnp.int32, values.shape, axis + 1)
+        xp: Any = np if isinstance(values, np.ndarray) else jnp  # so that nothing is compiled for concrete scores
+        index = np.arange(self.m, dtype=np.int32).reshape(-1, *(1,) * (values.ndim - axis - 2))
 
         def beaten_by(j: Any, rank: Any) -> Any:
-            rival = lax.dynamic_index_in_dim(values, j, axis + 1)
-            return rank + ((rival > values) | ((rival == values) & (j < index))).astype(jnp.int32)
+            rival = xp.take(values, xp.array([j]), axis=axis + 1)
+            return rank + ((rival > values) | ((rival == values) & (j < index))).astype(np.int32)
 
-        rank = jnp.zeros(values.shape, jnp.int32)
-        if self.m <= _UNROLLED:
+        rank = xp.zeros(values.shape, np.int32)
+        if self.m <= _UNROLLED or xp is np:
             for j in range(self.m):
                 rank = beaten_by(j, rank)
         else:
@@ -231,7 +233,7 @@ class Block:
         means = jnp.sum(tiles, axis=(-3, -1)) / jnp.broadcast_to(area, (*tiles.shape[:-4], *area.shape))
         return _ranked(means) if self.balanced else means
 
-    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    def expand(self, kept: Shaped[Any, "..."], shape: tuple[int, ...]) -> Shaped[Any, "..."]:
         """Repeats each decision over its block and cuts the ragged edge: exactly `shape`."""
         rows, columns = self.shape
         full = jnp.repeat(jnp.repeat(kept, rows, axis=-2), columns, axis=-1)
@@ -270,7 +272,7 @@ class Channel:
         wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
         return jnp.mean(wide, axis=tuple(i for i in range(scores.ndim) if i != axis))
 
-    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    def expand(self, kept: Shaped[Any, "..."], shape: tuple[int, ...]) -> Shaped[Any, "..."]:
         """A mask with size 1 along every other axis, which broadcasts."""
         axis = self._axis(shape)
         return kept.reshape(tuple(shape[axis] if i == axis else 1 for i in range(len(shape))))

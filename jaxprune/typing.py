@@ -33,8 +33,8 @@ Kernel: TypeAlias = Float[Array, "in out"]
 Gram: TypeAlias = Float[Array, "in in"]
 """$X^\\top X$ of a layer's inputs X, one row a sample."""
 
-Mask: TypeAlias = Bool[Array, "..."]
-Score: TypeAlias = Float[Array, "..."]
+Mask: TypeAlias = Bool[Any, "..."]
+Score: TypeAlias = Float[Any, "..."]
 Count: TypeAlias = int | Int[Array, ""]
 Sparsity: TypeAlias = float | Float[Array, ""] | np.float32
 PRNGKey: TypeAlias = Key[Array, ""]
@@ -60,7 +60,7 @@ class Pattern(Protocol):
         """One score per group."""
         ...
 
-    def expand(self, kept: Shaped[Array, "..."], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    def expand(self, kept: Shaped[Any, "..."], shape: tuple[int, ...]) -> Shaped[Any, "..."]:
         """From one value per group, such as a decision, to an array that broadcasts against `shape`."""
         ...
 

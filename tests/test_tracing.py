@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxprune
-from jaxprune import budgets
+from jaxprune import budgets, patterns
 
 pytestmark = pytest.mark.dtype_promotion  # optax promotes integers by itself
 
@@ -88,12 +88,13 @@ def test_another_sparsity_needs_no_compilation(budget, compilations):
     assert [name for name in compilations[first:] if "magnitude" in name or "select" in name] == []
 
 
-def test_outside_jit_a_second_call_compiles_nothing(compilations):
-    jaxprune.magnitude(params(), 0.5)
+@pytest.mark.parametrize("pattern", [patterns.Unstructured(), patterns.NM(2, 4)], ids=str)
+def test_outside_jit_nothing_is_compiled_at_all(pattern, compilations):
+    tree = jax.block_until_ready(params())
     first = len(compilations)
-    assert first > 0
-    jaxprune.magnitude(params(), 0.9)
+    masks = jaxprune.magnitude(tree, 0.5, pattern=pattern)
     assert compilations[first:] == []
+    assert masks["kernel"].sum() == 64
 
 
 def test_a_dense_leaf_costs_nothing_in_the_step():
@@ -109,7 +110,7 @@ def test_a_dense_leaf_costs_nothing_in_the_step():
 
 
 def test_selection_never_sorts_the_scores():
-    """What is sorted is a sample, or the few probes of a pass."""
+    """What is sorted is a sample, or the flags of the groups."""
     size = 1_000_000
     jaxpr = jax.make_jaxpr(lambda s: jaxprune.select(s, 1000))(jnp.ones(size))
     shapes = re.findall(r"\w+\[([\d,]+)\] = sort\[", str(jaxpr))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,7 +21,7 @@ from jaxprune._arrays import meshes
 _INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
-def keys(values: Float[Array, "..."] | Int[Array, "..."], absolute: bool = False) -> Int[Array, "..."]:
+def keys(values: Float[Any, "..."] | Int[Array, "..."], absolute: bool = False) -> Int[Any, "..."]:
     """Signed integers that order as the values do: -0 equals 0, NaN comes below -infinity.
 
     Args:
@@ -34,28 +35,15 @@ def keys(values: Float[Array, "..."] | Int[Array, "..."], absolute: bool = False
     if jnp.issubdtype(values.dtype, jnp.integer):
         return values
     integer = _INTEGER[values.dtype.itemsize]
-    bits = lax.bitcast_convert_type(values, integer)
+    # NumPy's stay NumPy's, for which nothing is compiled.
+    xp: Any = np if isinstance(values, np.ndarray) else jnp
+    bits = values.view(integer) if xp is np else lax.bitcast_convert_type(values, integer)
+    infinity = int(np.array(np.inf, values.dtype).view(integer))
     if integer is jnp.int16:
         bits = bits.astype(jnp.int32)
-    infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, values.dtype), integer).astype(bits.dtype)
-    magnitude = bits & jnp.array(jnp.iinfo(integer).max, bits.dtype)
-    ordered = magnitude if absolute else jnp.where(bits < 0, -magnitude, magnitude)
-    return jnp.where(magnitude > infinity, jnp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
-
-
-def values(keys: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
-    """The floats that have these keys: the inverse of `keys`. What is beyond the largest finite float becomes that.
-
-    Args:
-      keys: int32 or int64.
-      dtype: Of the floats.
-    """
-    integer = _INTEGER[jnp.dtype(dtype).itemsize]
-    largest = lax.bitcast_convert_type(jnp.array(jnp.finfo(dtype).max, dtype), integer).astype(keys.dtype)
-    bounded = jnp.clip(keys, -largest, largest)
-    magnitude = jnp.abs(bounded).astype(integer)
-    positive = lax.bitcast_convert_type(magnitude, dtype)
-    return jnp.where(bounded < 0, -positive, positive)
+    magnitude = bits & xp.array(jnp.iinfo(integer).max, bits.dtype)
+    ordered = magnitude if absolute else xp.where(bits < 0, -magnitude, magnitude)
+    return xp.where(magnitude > infinity, xp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
 
 
 @functools.partial(jax.jit, static_argnames="axes")

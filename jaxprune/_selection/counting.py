@@ -1,161 +1,106 @@
-"""Counts of an array's keys, each in one reduction that a compiler fuses with whatever computes the array.
+"""Exact selection where scores are traced, on an accelerator or on a mesh: by counting, in one loop.
 
-Several integers are reduced at once, along short rows of the last axis: of all forms, XLA vectorises this one, on a CPU
-six to eight times faster than the sum of a comparison.
+For each group, all leaves together or one leaf, the loop of `search` finds the highest key that at least `keep` scores
+reach. Where more scores share that key than may stay, the same loop finds the place before which enough of them lie.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jaxtyping import Array, Int
 
-from jaxprune._arrays import ordering
-from jaxprune._selection import spread
+from jaxprune._arrays import meshes, ordering, tree, wide
+from jaxprune._arrays.wide import Wide
+from jaxprune._selection.pieces import of as pieces_of
+from jaxprune._selection.search import Marks, Numbers, Parts, search
+from jaxprune.typing import Mask, Score
 
-Keys: TypeAlias = Int[Array, "..."]
-
-ROWS = 2**10  # that a large array is counted in, at most
-_SHORTEST = 2**8  # of these rows
-_LENGTHS = {2**23: 128, 2**15: 64, 0: 16}  # of rows to lift from, by size from which on: there should be many as well
-_FROM_ROW = 3  # are lifted out at most
-
-
-class Count(NamedTuple):
-    """What one pass over an array counts.
-
-    Attributes:
-      above: How many keys lie at or above each mark.
-      least: The lowest key at or above the floor; the highest integer if there is none.
-    """
-
-    above: Int[Array, " mark"]
-    least: Int[Array, ""]
+_SLAB = 2**31 - 1  # scores in an array whose places 32 bits tell apart
+_TYPICAL = np.array([0, 2.0**-10, 2.0**-6, 2.0**-2, 4])  # scores to count at first, where none are sampled
+_DEVIATIONS = np.array([-2.5, -0.8, 0, 0.8, 2.5], np.float32)  # of the quantiles of a sample
 
 
-class Lift(NamedTuple):
-    """What one pass over an array finds in a window.
-
-    Attributes:
-      above: How many keys lie at or above each of its two ends.
-      crowded: Whether a row has more keys in the window than are lifted out.
-      lifted: Of each row the lowest key in the window, the highest, and the one between them: all that there are, where
-        no row has more than three. The lowest integer stands for none.
-    """
-
-    above: Int[Array, " end"]
-    crowded: Bool[Array, ""]
-    lifted: Int[Array, " key"]
-
-
-def count(piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool) -> Count:
-    """Counts the keys at or above each mark, and finds the least of those at or above the floor.
+@functools.partial(jax.jit, static_argnames=("jointly", "absolute"))
+def highest(
+    scores: tuple[Score, ...], keep: Int[Array, " group"] | Wide, *, jointly: bool, absolute: bool
+) -> tuple[Mask, ...]:
+    """The masks of the highest scores.
 
     Args:
-      piece: Scores, or keys; spread over devices, or few.
-      marks: Keys.
-      floor: A key.
+      scores: One array a leaf.
+      keep: How many stay, in all or of each leaf.
+      jointly: Whether all leaves are one group.
       absolute: Whether scores rank by absolute value.
     """
-    return Count(*spread.count(piece, marks, floor, absolute))
-
-
-@functools.partial(jax.jit, static_argnames="absolute")
-def count_rows(
-    piece: Any, marks: Int[Array, " mark"], floor: Int[Array, ""], absolute: bool
-) -> list[Int[Array, " row"]]:
-    """The same in each of `ROWS` rows of a flat array: for each mark the keys at or above it, and the least key.
-
-    `added` makes it what `count` finds in the array. Rows are empty where an array has no scores for them. Traced once
-    for all arrays of a size.
-    """
-    width = row_width(piece.size)
-    whole = piece.size // width * width
-    parts = [part for part in (piece[:whole].reshape(-1, width), piece[whole:][None]) if part.size]
-    found = [spread.counted(rows, marks, floor, absolute, (1,)) for rows in parts]
-    *above, least = (jnp.concatenate(own) for own in zip(*found, strict=True))
-    empty = (0, ROWS - len(least))
-    if empty[1]:
-        above = [jnp.pad(own, empty) for own in above]
-        least = jnp.pad(least, empty, constant_values=jnp.iinfo(least.dtype).max)
-    return [*(own.astype(marks.dtype) for own in above), least]
-
-
-def added(by_row: Int[Array, "part number row"]) -> Count:
-    """What was counted in the rows of several arrays, for each of them."""
-    *above, least = (by_row[:, number] for number in range(by_row.shape[1]))
-    above = [own.astype(jnp.int32) for own in above]
-    *totals, least = spread.summed((*above, least), (1,))
-    return Count(jnp.stack(totals, axis=1), least)
-
-
-def row_width(size: int) -> int:
-    """How long the rows are in which an array of this size is counted; the last may be shorter."""
-    return max(-(-size // ROWS), min(size, _SHORTEST))
-
-
-def lift(piece: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
-    """Lifts out the keys of a window.
-
-    Args:
-      piece: Scores, or keys.
-      window: Its lower end and, above it, its upper one, which is no longer in it.
-      absolute: Whether scores rank by absolute value.
-    """
-    parts = [_lift_rows(rows, window, absolute) for rows in _rows(piece, _lifted_length(piece.size))]
-    return Lift(
-        functools.reduce(jnp.add, [part.above for part in parts]),
-        functools.reduce(jnp.logical_or, [part.crowded for part in parts]),
-        jnp.concatenate([part.lifted for part in parts]),
+    # Keys of different dtypes do not compare.
+    dtype = functools.reduce(tree.promote, [score.dtype for score in scores])
+    slabs = [_slabs(score) for score in scores]
+    owner = np.repeat(np.arange(len(scores)), [len(pieces) for pieces in slabs])
+    pieces = [slab.astype(dtype) for pieces in slabs for slab in pieces]
+    if not pieces:
+        return tuple(jnp.ones(score.shape, bool) for score in scores)
+    filled, group = np.unique(np.zeros_like(owner) if jointly else owner, return_inverse=True)
+    number = keep.indexed(filled) if isinstance(keep, Wide) else keep[filled]
+    masks = _masks(pieces, group, number, absolute)
+    return tuple(
+        _joined(score, pieces, [masks[piece] for piece in np.flatnonzero(owner == leaf).tolist()])
+        for leaf, (score, pieces) in enumerate(zip(scores, slabs, strict=True))
     )
 
 
-def _lift_rows(rows: Any, window: Int[Array, " end"], absolute: bool) -> Lift:
-    limits = jnp.iinfo(window.dtype)
-    bottom, zero, top = (jnp.array(own, window.dtype) for own in (limits.min, 0, limits.max))
-    keys = ordering.keys(rows, absolute).astype(window.dtype)
-    above, beyond = (keys >= end for end in window)
-    # In a row that has keys in the window, the lowest of those above its lower end is one of them; the highest, too.
-    # Of three, the sum tells the other one, even if it overflows and wraps.
-    *counts, lowest, highest, total = lax.reduce(
-        (
-            above.astype(jnp.int32),
-            beyond.astype(jnp.int32),
-            jnp.where(above, keys, top),
-            jnp.where(beyond, bottom, keys),
-            jnp.where(above & ~beyond, keys, zero),
-        ),
-        (jnp.int32(0), jnp.int32(0), top, bottom, zero),
-        lambda x, y: (*spread.plus(x[:2], y[:2]), jnp.minimum(x[2], y[2]), jnp.maximum(x[3], y[3]), x[4] + y[4]),
-        (rows.ndim - 1,),
-    )
-    number = counts[0] - counts[1]
-    ranked = enumerate((lowest, highest, total - lowest - highest), start=1)
-    lifted = [jnp.where(number >= least, keys, bottom).reshape(-1) for least, keys in ranked]
-    return Lift(spread.totals(counts), jnp.max(number) > len(lifted), jnp.concatenate(lifted))
+def _masks(arrays: list[Any], group: Numbers, keep: Int[Array, " group"] | Wide, absolute: bool) -> list[Mask]:
+    """The masks of arrays, each of which belongs to a group; groups ascend."""
+    pieces = pieces_of(arrays, absolute)
+    parts = Parts(np.array([array.size for array in arrays]), group, int(group[-1]) + 1)
+    first = _sampled_marks(pieces.samples(), parts, keep)
+    if first is None:
+        typical = ordering.keys(jnp.asarray(_TYPICAL, arrays[0].dtype))
+        first = jnp.broadcast_to(typical, (len(arrays), len(typical)))
+    found = search(pieces.count, parts, keep, first)
+    least = jnp.where(found.tied, found.key, found.low)
+    places = jnp.where(found.tied, (1 - found.low).astype(jnp.int32), jnp.asarray(parts.size, jnp.int32))
+    return pieces.masks(least, places)
 
 
-def _rows(piece: Any, length: int) -> list[Any]:
-    """The array with its last axis cut into rows of about this length, and what is left over; nothing is copied."""
-    while piece.ndim > 1 and piece.shape[-1] < length:
-        piece = piece.reshape(*piece.shape[:-2], -1)
-    *outer, last = piece.shape
-    width = next((w for w in range(length, 2 * length) if last % w == 0), length)
-    whole = last // width * width
-    parts = [piece[..., :whole].reshape(*outer, -1, width), piece[..., whole:]]
-    return [part for part in parts if part.size]
+def _sampled_marks(samples: list[Any], parts: Parts, keep: Int[Array, " group"] | Wide) -> Marks | None:
+    """Quantiles of samples around the threshold; of equal ones, those that follow are the next keys."""
+    if not samples:
+        return None
+    rows = [jnp.concatenate(samples)] if parts.groups == 1 else samples
+    drawn = np.array([row.size for row in rows], np.float32)[:, None]
+    limits = jnp.iinfo(rows[0].dtype)
+    filled = [jnp.pad(row, (0, int(drawn.max()) - row.size), constant_values=limits.max) for row in rows]
+    totals = np.bincount(parts.group, parts.size).astype(np.float32)
+    below = 1 - wide.floating(keep)[:, None] / totals[:, None]
+    place = below * drawn + _DEVIATIONS[None, :] * (jnp.sqrt(drawn * below * (1 - below)) + 1)
+    place = jnp.clip(place, 0, drawn - 1).astype(jnp.int32)
+    quantiles = jnp.take_along_axis(jnp.sort(jnp.stack(filled), axis=1), place, axis=1)
+    columns = [quantiles[:, 0]]
+    for column in quantiles.T[1:]:
+        columns.append(jnp.maximum(column, jnp.minimum(columns[-1], limits.max - 1) + 1))
+    return parts.spread(jnp.stack(columns, axis=1))
 
 
-def _lifted_length(size: int) -> int:
-    return next(length for least, length in _LENGTHS.items() if size >= least)
+def _slabs(score: Score) -> list[Score]:
+    """The score itself, or slabs of fewer than 2**31 where it has more, which are copies; none if it is empty."""
+    if score.size <= _SLAB:
+        return [score] if score.size else []
+    rows = _SLAB // (score.size // score.shape[0])
+    if not rows:
+        raise ValueError(
+            f"Selection needs fewer than 2**31 groups in each slice along a leaf's first axis; got shape "
+            f"{score.shape}. Give the leaf another axis in front."
+        )
+    whole = meshes.whole(score, 0)
+    return [whole[start : start + rows] for start in range(0, score.shape[0], rows)]
 
 
-def liftable(size: int) -> float:
-    """How many keys at random places of an array can be lifted out, with nine chances in ten that no row is crowded."""
-    rows = size / _lifted_length(size)
-    return (0.1 * math.factorial(_FROM_ROW + 1) * rows**_FROM_ROW) ** (1 / (_FROM_ROW + 1))
+def _joined(score: Score, slabs: list[Score], masks: list[Mask]) -> Mask:
+    """One mask of those of all slabs."""
+    shaped = [mask.reshape(slab.shape) for mask, slab in zip(masks, slabs, strict=True)]
+    return jnp.concatenate(shaped) if len(shaped) > 1 else shaped[0] if shaped else jnp.ones(score.shape, bool)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune._arrays import tree
 from jaxprune.typing import Budget, Pattern, Scores, SettlingBudget, Sparsity
@@ -57,6 +58,10 @@ def fitting(method: Callable[[Any], Any], path: str, score: Any, *, abstract: bo
     """
     tree.check_floating(path, score)
     try:
-        return jax.eval_shape(method, score) if abstract else method(jnp.asarray(score))
+        return (
+            jax.eval_shape(method, score)
+            if abstract
+            else method(score if isinstance(score, np.ndarray) else jnp.asarray(score))
+        )
     except ValueError as error:
         raise ValueError(f"{error}; '{path}' has shape {score.shape}. Leave it out with `where=`.") from error

@@ -1,0 +1,57 @@
+"""Workarounds for XLA, each with the version that needs it, the reason, and the command that shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, UInt
+
+from jaxprune._arrays import meshes, ordering
+
+
+def opaque_indices(number: int, arrays: list[Any]) -> list[UInt[Array, ""]]:
+    """The numbers from 0 on, such that XLA does not take them for constants.
+
+    Kernels for equal shapes that index by them are then equal, and XLA compiles them once. With constants in them each
+    would be compiled by itself: 224 leaves of four shapes take 14 s instead of 2.3 (JAX 0.10 and 0.12 on a CPU;
+    `python -m benchmarks selection` shows it as the time to compile for many leaves). Unsigned, since indexing by a
+    signed number first looks whether it is negative.
+
+    Args:
+      number: How many.
+      arrays: What is indexed with; the first of them is not empty. On a mesh the numbers are plain constants.
+    """
+
+    def numbers() -> list[UInt[Array, ""]]:
+        return [jnp.uint32(index) for index in range(number)]
+
+    if number < 2 or any(meshes.is_spread(array) for array in arrays):
+        return numbers()
+    key = ordering.keys(arrays[0][(0,) * arrays[0].ndim])
+    always = key > jnp.iinfo(key.dtype).min  # no score has the lowest key
+    return lax.cond(always, numbers, lambda: [jnp.uint32(0)] * number)
+
+
+def any_on_all_cores(flags: Bool[Array, " flag"]) -> Bool[Array, ""]:
+    """Whether any flag is set, for the condition of a loop over large arrays.
+
+    By a sort, since XLA on a CPU runs a loop without one on a single core if it takes it for a small one (JAX 0.12;
+    `pytest tests/test_tracing.py -k all_cores`).
+    """
+    return jnp.sort(flags)[-1]
+
+
+def kept_in_loop(varying: Any, *arrays: Any) -> tuple[Any, ...]:
+    """The arrays, such that what a loop computes from them stays in the loop.
+
+    XLA moves what does not change from pass to pass out of a loop and keeps it in memory: the keys and places of all
+    scores, two copies of the model (JAX 0.10 on a CPU, and on a TPU; `pytest tests/test_selection.py -k copied`).
+
+    Args:
+      varying: Something that changes in the loop.
+      arrays: What to compute from.
+    """
+    *same, _ = lax.optimization_barrier((*arrays, varying))
+    return tuple(same)
