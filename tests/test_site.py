@@ -118,6 +118,15 @@ def test_every_link_leads_somewhere(pages):
     assert dead == []
 
 
+def test_readme_works_outside_the_repository(pages):
+    """The package index shows the README too, so its links are absolute; those to this site lead somewhere."""
+    links = re.findall(r"\]\((.*?)\)", (_ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith("https://")] == []
+    targets = [_target(pathlib.Path("index.html"), link) for link in links]
+    assert [link for link, to in zip(links, targets, strict=True) if to is not None and to[0] not in pages] == []
+
+
 def test_every_page_is_reachable_from_the_navigation(pages):
     home = pathlib.Path("index.html")
     reached, waiting = set(), [home]
