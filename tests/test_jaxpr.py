@@ -9,10 +9,10 @@ from zoo.case import floats, kernels
 from jaxprune._jaxpr import products
 from jaxprune._jaxpr.coupling import biases, control, labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
-from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.shrinking import rules as shrinking
 from jaxprune._jaxpr.tracing import trace
-from jaxprune._jaxpr.walker import opened, walk
+from jaxprune._jaxpr.walker import jaxpr_and_constants, walk
 from jaxprune.structured._coupling import couple
 
 
@@ -89,32 +89,32 @@ def test_a_reshape_is_aligned_in_its_finest_runs(before, after, expected):
 
 
 def test_the_walker_calls_the_rule_of_each_equation_and_drops_what_is_no_longer_read():
-    jaxpr, constants = opened(jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(x) * x) + 1)(1.0))
+    jaxpr, constants = jaxpr_and_constants(jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(x) * x) + 1)(1.0))
     met = []
 
     def rule(context, eqn, *operands):
         met.append((context, eqn.primitive.name, operands))
         return [f"{eqn.primitive.name}({', '.join(operands)})"]
 
-    (out,) = walk(jaxpr, ["x"], lambda eqn: rule, "context", literal=str, constants=constants)
+    (out,) = walk(jaxpr, ["x"], rule, "context", literal=str, constants=constants)
     assert out == "add(sin(mul(sin(x), x)), 1.0)"
     assert [name for _, name, _ in met] == ["sin", "mul", "sin", "add"]
     assert {context for context, _, _ in met} == {"context"}
 
 
 def test_the_walker_keeps_every_value_if_asked():
-    jaxpr, _ = opened(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x)))(1.0))
+    jaxpr, _ = jaxpr_and_constants(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x)))(1.0))
     kept = {}
-    walk(jaxpr, [0], lambda eqn: lambda _, eqn, x: [x + 1], None, literal=float, keep=kept)
+    walk(jaxpr, [0], lambda _, eqn, x: [x + 1], None, literal=float, keep=kept)
     assert sorted(kept.values()) == [0, 1, 2]
 
 
 def test_the_walker_refuses_a_wrong_number_of_values():
-    jaxpr, _ = opened(jax.make_jaxpr(jnp.sin)(1.0))
+    jaxpr, _ = jaxpr_and_constants(jax.make_jaxpr(jnp.sin)(1.0))
     with pytest.raises(ValueError, match="zip"):
-        walk(jaxpr, [0, 0], lambda eqn: lambda *_: [0], None, literal=float)
+        walk(jaxpr, [0, 0], lambda *_: [0], None, literal=float)
     with pytest.raises(ValueError, match="zip"):
-        walk(jaxpr, [0], lambda eqn: lambda *_: [0, 0], None, literal=float)
+        walk(jaxpr, [0], lambda *_: [0, 0], None, literal=float)
 
 
 def test_a_shared_jaxpr_is_walked_at_each_call_with_its_own_labels():

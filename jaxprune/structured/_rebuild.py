@@ -16,7 +16,7 @@ from jaxprune._jaxpr.coupling.values import Labeling
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation
 from jaxprune._jaxpr.shrinking.rules import RULES
 from jaxprune._jaxpr.tracing import Traced, trace
-from jaxprune._jaxpr.walker import opened
+from jaxprune._jaxpr.walker import jaxpr_and_constants
 from jaxprune.structured._plan import Plan
 
 _KEPT = 1
@@ -45,7 +45,7 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
     check(traced, labeling, own, given, plan)
     assert labeling.frame is not None
     evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [leaf for leaf in jax.tree.leaves(params) if tree.is_array(leaf)]
     inputs = [leaf for leaf in jax.tree.leaves(args) if tree.is_array(leaf)]
     outputs = evaluation.run(jaxpr, constants, [*leaves, *inputs])

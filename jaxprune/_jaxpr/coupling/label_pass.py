@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxprune._jaxpr.coupling import labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
-from jaxprune._jaxpr.coupling.values import Choose, Frame, Labeling, Value, bare
+from jaxprune._jaxpr.coupling.values import Choose, Frame, Labeling, Value, labelled
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import opened, shape_of
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of
 
 Axes = Sequence[np.ndarray]
 
@@ -36,10 +36,10 @@ def propagate(
       The finished pass, and the labels of each leaf.
     """
     forest = Forest()
-    labeling = Labeling(forest, labels.rule_of, choose, exact, Frame() if keep else None)
+    labeling = Labeling(forest, labels.visit, choose, exact, Frame() if keep else None)
     own = [leaf_labels(forest, i) for i in range(len(traced.leaves))]
     params = [labels.leaf_value(labeling, i, axes) for i, axes in enumerate(own)]
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     inputs = [
         _input(forest, name, shape_of(variable))
         for name, variable in zip(traced.inputs, jaxpr.invars[len(params) :], strict=True)
@@ -59,7 +59,7 @@ def propagate(
 
 
 def _input(forest: Forest, name: str, shape: Sequence[int]) -> Value:
-    return bare([forest.frozen(n, f"axis {axis} of argument {name}") for axis, n in enumerate(shape)])
+    return labelled([forest.frozen(n, f"axis {axis} of argument {name}") for axis, n in enumerate(shape)])
 
 
 def updated_leaves(traced: Traced) -> dict[int, int]:

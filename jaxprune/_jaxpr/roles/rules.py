@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.coupling.labels import ELEMENTWISE
-from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.primitives import CONTRACTIONS, ELEMENTWISE, callee, factors, scan_operands, while_operands
 from jaxprune._jaxpr.roles.parts import NOTHING, Axes, Digit, Part, axes_of, dealt_out, united
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
 Value: TypeAlias = dict[int, Part] | None
 """The leaves that a value is made of, by index: none for a constant; or `None` if it depends on the inputs."""
@@ -60,7 +59,7 @@ class Uses:
 
 def uses(traced: Traced) -> Uses:
     """Follows every leaf of a traced function to its products."""
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [whole(i, shape_of(variable)) for i, variable in enumerate(jaxpr.invars[: len(traced.leaves)])]
     found = Uses()
     inputs: list[Value] = [None] * (len(jaxpr.invars) - len(leaves))
@@ -93,29 +92,21 @@ def whole(index: int, shape: Sequence[int]) -> Value:
 
 
 def _walk(found: Uses, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
-    return walk(jaxpr, arguments, _rule_of, found, literal=lambda _: {}, constants=[{} for _ in constants])
+    return walk(jaxpr, arguments, visit, found, literal=lambda _: {}, constants=[{} for _ in constants])
 
 
-def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[Value]]:
-    return RULES.get(eqn.primitive.name, other)
+def visit(found: Uses, eqn: JaxprEqn, *operands: Value) -> Sequence[Value]:
+    """Follows the leaves through an equation."""
+    return RULES.get(eqn.primitive.name, _other)(found, eqn, *operands)
 
 
-def other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+def _other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Calls are looked into; any other primitive ends the trail."""
-    called = callee(eqn)
-    if called is not None:
+    if (called := callee(eqn)) is not None:
         return _walk(found, *called, operands)
     found.end(f"'{eqn.primitive.name}' takes it", *operands)
     constant = all(operand == {} for operand in operands)
     return [{} if constant else None for _ in eqn.outvars]
-
-
-def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
-    """The jaxpr of a plain call and its constants, if the equation is one."""
-    if not any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
-        return None
-    jaxpr, constants = opened(held(eqn))
-    return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
 
 
 def _in_place(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -312,35 +303,32 @@ def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 
 def _scan(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    jaxpr, constants = opened(eqn.params["jaxpr"])
-    outputs = _walk(found, jaxpr, constants, scanned(found, eqn, operands))
+    outputs = _walk(found, *jaxpr_and_constants(eqn.params["jaxpr"]), scanned(found, eqn, operands))
     found.end("a 'scan' puts it out", *outputs)
     return [None] * len(eqn.outvars)
 
 
 def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _SOMEWHERE) -> list[Value]:
     """What the body of a `scan` is given at a step."""
-    fixed, carried = scan_counts(eqn.params)
-    found.end("a 'scan' carries it", *operands[fixed : fixed + carried])
-    slices = [_each(value, lambda part: _dropped(part.at(0, step, 1), [0])) for value in operands[fixed + carried :]]
-    return [*operands[:fixed], *[None] * carried, *slices]
+    constants, carry, stacks = scan_operands(eqn, operands)
+    found.end("a 'scan' carries it", *carry)
+    slices = [_each(value, lambda part: _dropped(part.at(0, step, 1), [0])) for value in stacks]
+    return [*constants, *[None] * len(carry), *slices]
 
 
 def _while(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    carry = operands[tests + bodies :]
+    test_constants, body_constants, carry = while_operands(eqn, operands)
     found.end("a 'while' carries it", *carry)
-    nothing: list[Value] = [None] * len(carry)
-    found.end(
-        "a 'while' carries it", *_walk(found, *opened(eqn.params["body_jaxpr"]), [*operands[tests:][:bodies], *nothing])
-    )
-    _walk(found, *opened(eqn.params["cond_jaxpr"]), [*operands[:tests], *nothing])
-    return nothing
+    unknown: list[Value] = [None] * len(carry)
+    outputs = _walk(found, *jaxpr_and_constants(eqn.params["body_jaxpr"]), [*body_constants, *unknown])
+    found.end("a 'while' carries it", *outputs)
+    _walk(found, *jaxpr_and_constants(eqn.params["cond_jaxpr"]), [*test_constants, *unknown])
+    return unknown
 
 
 def _cond(found: Uses, eqn: JaxprEqn, index: Value, *operands: Value) -> list[Value]:
     found.end("it chooses a branch of 'cond'", index)
-    branches = [_walk(found, *opened(branch), operands) for branch in eqn.params["branches"]]
+    branches = [_walk(found, *jaxpr_and_constants(branch), operands) for branch in eqn.params["branches"]]
     outputs: list[Value] = []
     for variable, values in zip(eqn.outvars, zip(*branches, strict=True), strict=True):
         if any(value is None for value in values):
@@ -365,8 +353,7 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "broadcast_in_dim": _moved(_broadcast),
     "reshape": _moved(_reshaped),
     "gather": _gather,
-    "dot_general": _contract,
-    "conv_general_dilated": _contract,
+    **dict.fromkeys(CONTRACTIONS, _contract),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

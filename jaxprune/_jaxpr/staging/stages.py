@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
+from jaxprune._jaxpr.primitives import CONTRACTIONS, CONTROL
 from jaxprune._jaxpr.roles import rules
 from jaxprune._jaxpr.roles.capture import Capture, Record, visit
 from jaxprune._jaxpr.roles.parts import Part
@@ -18,9 +19,6 @@ from jaxprune._jaxpr.roles.rules import Use, Value
 from jaxprune._jaxpr.roles.seen import Product
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import shape_of
-
-_PRODUCTS = ("dot_general", "conv_general_dilated")
-_CONTROL = ("scan", "while", "cond")
 
 Place: TypeAlias = tuple[tuple[int, int, int], ...]
 """`(axis, start, size)` for each stacked axis of a leaf."""
@@ -182,13 +180,13 @@ def sites(traced: Traced, closed: ClosedJaxpr, picked: Mapping[int, Use]) -> lis
         operands = [{} if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
         met = [(side, leaf) for side, value in enumerate(operands) for leaf in value or () if leaf in picked]
         name = eqn.primitive.name
-        if name in _PRODUCTS:
+        if name in CONTRACTIONS:
             found += [_product(traced, position, eqn, operands, side, leaf, picked[leaf]) for side, leaf in met]
-        elif name in _CONTROL:
+        elif name in CONTROL:
             leaves = dict.fromkeys(leaf for _, leaf in met)
             found += [_control(traced, position, eqn, operands, leaf, picked[leaf]) for leaf in leaves]
         uses.arrays = [_known(atom) for atom in eqn.invars]
-        values.update(zip(eqn.outvars, rules.RULES.get(name, rules.other)(uses, eqn, *operands), strict=True))
+        values.update(zip(eqn.outvars, rules.visit(uses, eqn, *operands), strict=True))
     return found
 
 
