@@ -9,6 +9,7 @@ from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models
 from zoo.case import floats, integers, kernels, randomised
 
+import jaxprune
 from jaxprune import patterns
 from jaxprune._calibration._layout import Axes, layout
 from jaxprune._jaxpr.tracing import arrays
