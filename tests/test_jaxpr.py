@@ -11,6 +11,7 @@ from jaxprune._jaxpr.coupling import biases, control, labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
 from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.shrinking import rules as shrinking
+from jaxprune._jaxpr.staging.flattening import flatten
 from jaxprune._jaxpr.tracing import trace
 from jaxprune._jaxpr.walker import jaxpr_and_constants, walk
 from jaxprune.structured._coupling import couple
@@ -148,6 +149,26 @@ def test_an_unknown_primitive_freezes_what_it_touches_and_a_warning_names_it_and
         coupling = couple(fun, params, floats(2, 8), floats(2, 3))
     assert coupling.frozen["first", 0] == "'qr' has no rule and touches it"
     assert [group.name for group in coupling.groups] == ["second"]
+
+
+def test_a_reduction_by_a_function_of_the_users_is_not_taken_for_a_call():
+    """It holds the jaxpr of how two numbers are combined, with as many inputs as it has operands."""
+
+    def peaks(x):
+        return jax.lax.reduce(x, np.float32(0), lambda a, b: jax.lax.select(a * a > b * b, a, b), (0,))
+
+    def fun(p, x):
+        return peaks((x @ p["first"]).T)[:, None] * peaks(p["first"])[None] @ p["second"]
+
+    params = jax.tree.map(
+        lambda k: jnp.arange(k.size, dtype=k.dtype).reshape(k.shape), kernels(first=(4, 8), second=(8, 2))
+    )
+    x = jnp.eye(5, 4)
+    traced = trace(fun, params, x)
+    flat = flatten(traced, [0])
+    (got,) = jax.core.eval_jaxpr(flat.jaxpr, flat.consts, *params.values(), x)
+    assert got.tolist() == fun(params, x).tolist()
+    assert products.count(traced).by_leaf == {0: 5 * 4 * 8, 1: 5 * 8 * 2}
 
 
 def test_every_rule_of_a_shape_has_a_rule_of_labels():

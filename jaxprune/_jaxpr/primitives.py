@@ -32,6 +32,8 @@ ELEMENTWISE = ZERO_PRESERVING | frozenset(
 )
 
 _INNER_JAXPR = ("jaxpr", "call_jaxpr")
+# These hold how two numbers are combined, which is no program of their operands.
+_REDUCTIONS = ("reduce", "reduce_window")
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]]:
@@ -47,7 +49,7 @@ def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
 
     A call is known by what it holds and not by its name, so that calls of later versions of JAX are looked into too.
     """
-    if eqn.primitive.name in CONTROL or not any(name in eqn.params for name in _INNER_JAXPR):
+    if eqn.primitive.name in (*CONTROL, *_REDUCTIONS) or not any(name in eqn.params for name in _INNER_JAXPR):
         return None
     jaxpr, constants = inner_jaxpr(eqn)
     return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
