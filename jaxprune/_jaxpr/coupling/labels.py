@@ -15,6 +15,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction, grouping
 from jaxprune._jaxpr.coupling import control, regroup
+from jaxprune._jaxpr.coupling.forest import NoRule
 from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Term, Value, labelled
 from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
 from jaxprune._jaxpr.walker import shape_of
@@ -49,17 +50,12 @@ def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value
 
 def unknown(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Freezes every axis that a primitive without a rule touches."""
-    reason = without_rule(eqn.primitive.name)
+    reason = NoRule(eqn.primitive.name)
     for operand in operands:
         for axis in operand.axes:
             labeling.forest.freeze(axis, reason)
     shapes = [shape_of(out) for out in eqn.outvars]
     return [labelled([labeling.forest.frozen(n, reason) for n in shape]) for shape in shapes]
-
-
-def without_rule(primitive: str) -> str:
-    """The reason given for what an unknown primitive froze."""
-    return f"'{primitive}' has no rule and touches it"
 
 
 def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
