@@ -1,7 +1,7 @@
-"""Evaluates a traced function and shows every product with some of its parameters, wherever in the program it is.
+"""Evaluates a traced function and records every product with some of its parameters, wherever in the program it is.
 
-What is made of the products is a state for each parameter. It is threaded through loops, branches and calls, so that
-the evaluation stays a pure function that can be compiled.
+What is recorded is a state for each parameter. It is threaded through loops, branches and calls, so that the evaluation
+stays a pure function that can be compiled.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.primitives import CONTRACTIONS, callee, scan_operands, while_operands
 from jaxprune._jaxpr.roles import rules
+from jaxprune._jaxpr.roles.operands import Product
 from jaxprune._jaxpr.roles.parts import Digit, Part
 from jaxprune._jaxpr.roles.rules import Value
-from jaxprune._jaxpr.roles.seen import Product
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, walk
 
@@ -40,8 +40,8 @@ class Capture:
     Attributes:
       record: What to do with a product.
       ranks: How many axes each leaf has.
-      states: By leaf; products with other leaves are not shown.
-      found: What the rules of `roles` write to.
+      states: By leaf; products with other leaves are not recorded.
+      found: What the rules of `roles` note.
     """
 
     record: Record
@@ -57,12 +57,12 @@ class Capture:
     def inside(
         self, states: dict[int, State], jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Pair]
     ) -> tuple[list[Pair], dict[int, State]]:
-        """Evaluates a jaxpr from other states; gives back its outputs and those states afterwards."""
+        """Evaluates a jaxpr from other states; returns its outputs and the new states."""
         inner = dataclasses.replace(self, states=dict(states))
         return inner.walk(jaxpr, constants, arguments), inner.states
 
     def states_of(self, values: Sequence[Value]) -> dict[int, State]:
-        """States of the leaves in some values."""
+        """The states of the leaves that some values are made of."""
         return {leaf: self.states[leaf] for value in values for leaf in value or () if leaf in self.states}
 
 
@@ -75,9 +75,9 @@ def evaluate(
       traced: From `trace`.
       leaves: Array leaves of the parameters.
       inputs: Array leaves of the arguments.
-      states: By index of a leaf. Products with the other leaves are not shown.
+      states: By index of a leaf. Products with the other leaves are not recorded.
       record: Called as `record(product, state)` for each product with a leaf that has a state, while the function runs
-        or is traced; returns the new state. Inside a `scan` over layers it is shown the state of one layer.
+        or is traced; returns the new state. Inside a `scan` over layers it is given the state of one layer.
 
     Returns:
       The outputs, flat, and the new states.
@@ -104,11 +104,11 @@ def visit(capture: Capture, eqn: JaxprEqn, *operands: Pair) -> list[Pair]:
     capture.found.arrays = arrays
     moved = rules.visit(capture.found, eqn, *values)
     if name in CONTRACTIONS:
-        _show(capture, eqn, operands, outputs[0])
+        _record(capture, eqn, operands, outputs[0])
     return list(zip(outputs, moved, strict=True))
 
 
-def _show(capture: Capture, eqn: JaxprEqn, operands: Sequence[Pair], result: Any) -> None:
+def _record(capture: Capture, eqn: JaxprEqn, operands: Sequence[Pair], result: Any) -> None:
     arrays = [array for array, _ in operands]
     for side, (_, value) in enumerate(operands):
         for leaf, part in (value or {}).items():
@@ -118,7 +118,7 @@ def _show(capture: Capture, eqn: JaxprEqn, operands: Sequence[Pair], result: Any
 
 
 def _scan(capture: Capture, eqn: JaxprEqn, *operands: Pair) -> list[Pair]:
-    """Layers of a stack have their own slices of a state; a leaf that every step uses has its state carried."""
+    """The state of a stacked leaf is scanned over, as the leaf is; that of a leaf that every step uses is carried."""
     body = jaxpr_and_constants(eqn.params["jaxpr"])
     arrays, values = [array for array, _ in operands], [value for _, value in operands]
     constants, first, scanned = scan_operands(eqn, arrays)
@@ -170,7 +170,7 @@ def _layers(eqn: JaxprEqn, values: Sequence[Value], states: dict[int, State]) ->
 
 
 def _without_starts(value: Value, along: dict[int, int]) -> Value:
-    """The state of such a leaf is sliced too, so its own position is the first."""
+    """The value for a state that is sliced as the leaf is: the layer of the leaf is the only one of the state."""
 
     def placed(leaf: int, part: Part) -> Part:
         starts = {axis: start for axis, start in part.starts.items() if axis != along.get(leaf)}

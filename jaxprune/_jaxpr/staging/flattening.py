@@ -17,7 +17,7 @@ from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of, walk
 
 Pair: TypeAlias = tuple[Any, frozenset[int] | None]
-"""An array, and the leaves that it is made of; `None` if it depends on the inputs."""
+"""An array, and the leaves that it is made of, empty for a constant; `None` if it depends on the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
