@@ -21,8 +21,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune._arrays import meshes
+from jaxprune._jaxpr.roles.operands import AlignedValues, Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use
-from jaxprune._jaxpr.roles.seen import Product, Seen, Unclear
 from jaxprune.statistics import Gram, Moments, Norm, Variance
 from jaxprune.typing import Axes
 
@@ -68,7 +68,7 @@ def _take_variance(state: tuple[Moments, Moments], product: Product, use: Use, m
     return _take_moments(state[0], inputs, mask), _take_moments(state[1], outputs, mask)
 
 
-def _take_moments(state: Moments, seen: Seen, mask: Any) -> Moments:
+def _take_moments(state: Moments, seen: AlignedValues, mask: Any) -> Moments:
     values, samples, count = _counted(seen._replace(values=_wide(seen.values)), mask)
     mean = _mean(values, samples, count)
     deviations = jnp.square(_wide(seen.values) - jnp.expand_dims(mean, tuple(range(samples))))
@@ -90,7 +90,7 @@ def _take_gram(state: Mean, product: Product, use: Use, mask: Any, *references: 
     """With references, the products of the inputs with theirs lie beside the Gram matrix."""
     rows, samples, start = _rows(product.inputs(), use.inputs, mask)
     if rows.shape[-1] != state.mean.shape[-2]:
-        raise Unclear("a product sums over a part of its inputs only")
+        raise UnsupportedProduct("a product sums over a part of its inputs only")
     beside = [rows, *(_rows(reference.inputs(), use.inputs, mask).values for reference in references)]
     total = jnp.concatenate([_summed(rows, other, samples) for other in beside], axis=-1)
     count = _count(mask, rows.shape[:samples], rows.shape[samples:-1])
@@ -109,14 +109,14 @@ def _summed(rows: Any, columns: Any, samples: int) -> Any:
     )
 
 
-def _rows(seen: Seen, axes: Sequence[int], mask: Any) -> Seen:
+def _rows(seen: AlignedValues, axes: Sequence[int], mask: Any) -> AlignedValues:
     """What was seen with some axes of the leaf last and in one, 0 for samples that do not count."""
     values, samples, _ = _counted(seen._replace(values=_wide(seen.values)), mask)
     leaf = values.shape[samples:]
     rest = [a for a in range(len(leaf)) if a not in axes]
     rows = values.transpose(*range(samples), *(samples + a for a in (*rest, *axes)))
     extents = [1 if a in axes else n for a, n in enumerate(leaf)]
-    return Seen(rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start)
+    return AlignedValues(rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start)
 
 
 def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
@@ -142,7 +142,7 @@ def _take_between(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
     rows, samples, start = _rows(product.inputs(), use.inputs, mask)
     columns = _rows(product.outputs(), use.outputs, mask).values
     if rows.shape[:-1] != columns.shape[:-1] or (rows.shape[-1], columns.shape[-1]) != state.mean.shape[-2:]:
-        raise Unclear("its inputs and outputs do not go together")
+        raise UnsupportedProduct("its inputs and outputs do not go together")
     total, count = _summed(rows, columns, samples), _count(mask, rows.shape[:samples], rows.shape[samples:-1])
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
@@ -183,7 +183,7 @@ def _wide(values: Any) -> Float[Array, "..."]:
     return values.astype(jnp.float32)
 
 
-def _counted(seen: Seen, mask: Any) -> tuple[Any, int, Int[Array, "..."]]:
+def _counted(seen: AlignedValues, mask: Any) -> tuple[Any, int, Int[Array, "..."]]:
     """The values with 0 for samples that do not count, how many axes the samples have, and how many samples count."""
     values, samples, _ = seen
     shape, leaf = values.shape[:samples], values.shape[samples:]
@@ -207,7 +207,7 @@ def _aligned(mask: Any, samples: Sequence[int]) -> Bool[Array, "..."]:
         return mask
     if samples and samples[0] == mask.size:
         return mask.reshape(-1)
-    raise Unclear(f"its samples have the axes {tuple(samples)}, the mask {mask.shape}")
+    raise UnsupportedProduct(f"its samples have the axes {tuple(samples)}, the mask {mask.shape}")
 
 
 def _mean(values: Any, samples: int, count: Int[Array, "..."]) -> Float[Array, "..."]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxprune._arrays import tree
 from jaxprune._calibration import _accumulators
 from jaxprune._jaxpr.roles import capture
+from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use, settled, uses
-from jaxprune._jaxpr.roles.seen import Product, Unclear
 from jaxprune._jaxpr.tracing import Traced, arrays, trace
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Statistics, Where
@@ -152,7 +152,7 @@ def _step(traced: Traced, found: Mapping[int, Use], kind: _accumulators.Kind) ->
         def record(product: Product, state: Any) -> Any:
             try:
                 return kind.take(state, product, found[product.leaf], mask)
-            except Unclear as error:
+            except UnsupportedProduct as error:
                 path = traced.paths[product.leaf]
                 raise ValueError(
                     f"`calibrate` cannot tell what multiplies '{path}': {error}. Leave it out with `where=`."

@@ -101,7 +101,7 @@ def deploy(
     Returns:
       `(fast_fun, fast_params, choices)`: jit `fast_fun(fast_params, *args)`; `choices` prints what was chosen and why.
 
-    Example:
+    Examples:
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
       >>> params = {"first": jnp.ones((32, 64)), "second": jnp.ones((64, 8))}

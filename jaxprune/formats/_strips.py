@@ -68,7 +68,7 @@ class Strips:
         Raises:
           ValueError: The block does not divide the kernel.
 
-        Example:
+        Examples:
           >>> kernel = jnp.arange(8.0).reshape(4, 2)
           >>> stored = Strips.of(kernel, kernel > 3, block=(2, 1))
           >>> stored.index.tolist(), stored.values[:, 0].tolist()

@@ -16,10 +16,10 @@ from jaxprune import layerwise
 from jaxprune._arrays import tree
 from jaxprune._calibration import _accumulators
 from jaxprune._calibration._calibrate import ByShape
+from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use
-from jaxprune._jaxpr.roles.seen import Product, Unclear
 from jaxprune._jaxpr.staging.program import Program, Run
-from jaxprune._jaxpr.staging.stages import Look, Term, Unit
+from jaxprune._jaxpr.staging.stages import Observer, Term, Unit
 from jaxprune._jaxpr.tracing import Traced, arrays
 from jaxprune.oneshot import _kernels
 from jaxprune.typing import Kernel, Mask, Masks, Params, Where
@@ -162,7 +162,7 @@ def _calls(
     if not calls:
         raise ValueError("At least one batch is needed; `batches` is empty.")
     plans = {
-        tuple((stage.units, *(glance.units for glance in stage.looks)) for stage in program.stages)
+        tuple((stage.units, *(observation.units for observation in stage.observations)) for stage in program.stages)
         for program, _, _ in made.made.values()
     }
     if len(plans) > 1:
@@ -210,22 +210,22 @@ class _Work:
 
     def look(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any], given: Sequence[Any]) -> None:
         """Sees what the units of a stage are multiplied by, in all batches."""
-        for place, glance in enumerate(calls[0].run.program.stages[number].looks):
-            use = self._picked[glance.look.leaf]
+        for place, observation in enumerate(calls[0].run.program.stages[number].observations):
+            use = self._picked[observation.observer.leaf]
             kind = self._measure.kind
-            mean = kind.empty(glance.look.shape, use)
+            mean = kind.empty(observation.observer.shape, use)
             for call in calls:
-                sources, look, _ = call.run.program.stages[number].looks[place]
+                sources, observer, _ = call.run.program.stages[number].observations[place]
                 try:
-                    reference = None if call.reference is None else call.reference.seen(sources, given)
-                    mean = _take(kind, look, use, mean, call.run.seen(sources, leaves), reference, call.valid)
-                except Unclear as error:
+                    reference = None if call.reference is None else call.reference.values(sources, given)
+                    mean = _take(kind, observer, use, mean, call.run.values(sources, leaves), reference, call.valid)
+                except UnsupportedProduct as error:
                     raise ValueError(
-                        f"It cannot be told what multiplies '{self.paths[look.leaf]}': {error}. Leave it out with "
+                        f"It cannot be told what multiplies '{self.paths[observer.leaf]}': {error}. Leave it out with "
                         "`where=`."
                     ) from error
-            seen = _Seen(glance.look.shape, use, mean)
-            for unit in glance.units:
+            seen = _Seen(observation.observer.shape, use, mean)
+            for unit in observation.units:
                 self._seen.setdefault(unit, []).append(seen)
         for place, term in enumerate(calls[0].run.program.stages[number].terms):
             terms = [call.run.program.stages[number].terms[place] for call in calls]
@@ -239,11 +239,13 @@ class _Work:
         mean = _accumulators.BETWEEN.empty(unit.shape, use)
         for call, term in seen:
             assert call.reference is not None  # terms are only looked for to be compared
-            sources = call.run.seen(term.sources, leaves)
-            pair = call.run.seen([term.sum.added], leaves) + call.reference.seen([term.sum.added], given)
+            sources = call.run.values(term.sources, leaves)
+            pair = call.run.values([term.addend.variable], leaves) + call.reference.values(
+                [term.addend.variable], given
+            )
             try:
-                mean = _take_astray(term.look, use, term.sum.order, mean, sources, pair, call.valid)
-            except Unclear:
+                mean = _take_astray(term.observer, use, term.addend.order, mean, sources, pair, call.valid)
+            except UnsupportedProduct:
                 return  # it makes up for what has become of its inputs alone
         old = self._astray.get(unit)
         self._astray[unit] = mean if old is None else _accumulators.merge_means(old, mean)
@@ -291,22 +293,28 @@ class _Work:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _take(
-    kind: _accumulators.Kind, look: Look, use: Use, mean: Any, seen: Sequence[Any], reference: Any, valid: Any
+    kind: _accumulators.Kind, observer: Observer, use: Use, mean: Any, seen: Sequence[Any], reference: Any, valid: Any
 ) -> Any:
     def record(product: Product, mean: Any) -> Any:
         if reference is None:
             return kind.take(mean, product, use, valid)
-        return kind.take(mean, product, use, valid, look.product(reference) or product)
+        return kind.take(mean, product, use, valid, observer.product(reference) or product)
 
-    return look.take(mean, seen, record)
+    return observer.take(mean, seen, record)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _take_astray(
-    look: Look, use: Use, order: tuple[int, ...], mean: Any, seen: Sequence[Any], pair: Sequence[Any], valid: Any
+    observer: Observer,
+    use: Use,
+    order: tuple[int, ...],
+    mean: Any,
+    seen: Sequence[Any],
+    pair: Sequence[Any],
+    valid: Any,
 ) -> Any:
     now, before = (added.astype(jnp.float32).transpose(order) for added in pair)
-    product = look.product(seen)
+    product = observer.product(seen)
     assert product is not None  # only products have sums
     return _accumulators.BETWEEN.take(mean, dataclasses.replace(product, result=before - now), use, valid)
 

@@ -114,6 +114,6 @@ def _removed(group: Group, coupling: Coupling, plan: Plan) -> bool:
     """Does the plan remove units of a group?"""
     member = group.members[0]
     units, leaf = coupling.units[member.path][member.axis], plan.leaves[member.path]
-    mine = np.flatnonzero((units >= group.start) & (units < group.start + group.width))
+    owned = np.flatnonzero(group.owns(units))
     kept = leaf.keep.get(member.axis)
-    return kept is not None and any(not np.isin(mine, row).all() for row in np.atleast_2d(kept))
+    return kept is not None and any(not np.isin(owned, row).all() for row in np.atleast_2d(kept))

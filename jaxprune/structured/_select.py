@@ -102,8 +102,8 @@ def masks_of_units(params: Params, alive: Mapping[str, Bool[Any, "..."]], coupli
 
 def _along(units: np.ndarray, alive: Any, group: Group, axis: int, rank: int) -> Any:
     """Which positions of one axis of a leaf stay, as a mask of the leaf's rank."""
-    mine = (units >= group.start) & (units < group.start + group.width)
-    stays = alive[..., np.where(mine, units - group.start, 0)] | ~mine
+    owned = group.owns(units)
+    stays = alive[..., np.where(owned, units - group.start, 0)] | ~owned
     shape = [1] * rank
     shape[axis] = len(units)
     if group.stack is None:

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.primitives import CONTRACTIONS, callee, factors, scan_operands, while_operands
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
 Steps: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -111,7 +111,7 @@ def consumers(traced: Traced) -> dict[str, Consumer]:
     either, and if that is all that the leaf is for, beside being returned.
     """
     search = _Search(traced.paths, [len(leaf.shape) for leaf in traced.leaves])
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [_View(i, tuple(range(rank))) for i, rank in enumerate(search.ranks)]
     _run(search, jaxpr, constants, [*leaves, *[None] * (len(jaxpr.invars) - len(leaves))])
     by_kernel: dict[int, list[int]] = {}
@@ -141,14 +141,10 @@ def _run(search: _Search, jaxpr: Any, constants: Sequence[Any], arguments: Seque
     here.update(atom for atom in jaxpr.outvars if not isinstance(atom, Literal))
     # Set, not added: a jaxpr that is called twice has the same variables both times.
     search.uses |= here
-    return walk(jaxpr, arguments, _rule_of, search, literal=lambda _: None, constants=[None] * len(constants))
+    return walk(jaxpr, arguments, _visit, search, literal=lambda _: None, constants=[None] * len(constants))
 
 
-def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[_Known]]:
-    return visit
-
-
-def visit(search: _Search, eqn: JaxprEqn, *operands: _Known) -> Sequence[_Known]:
+def _visit(search: _Search, eqn: JaxprEqn, *operands: _Known) -> Sequence[_Known]:
     """Applies the rule of an equation to what it reads alone; what else reads too is no longer a sum to add to."""
     alone = [
         None if isinstance(known, _Sum) and search.uses[atom] > 1 else known
@@ -163,10 +159,8 @@ def _read(search: _Search, operands: Sequence[_Known]) -> None:
 
 def _other(search: _Search, eqn: JaxprEqn, *operands: _Known) -> Sequence[_Known]:
     """Calls are looked into; all else makes values of which nothing is known."""
-    if any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
-        jaxpr, constants = opened(held(eqn))
-        if len(jaxpr.invars) == len(operands):
-            return _run(search, jaxpr, constants, operands)
+    if (called := callee(eqn)) is not None:
+        return _run(search, *called, operands)
     _read(search, operands)
     return [None] * len(eqn.outvars)
 
@@ -320,36 +314,35 @@ def _along(
 
 
 def _scan(search: _Search, eqn: JaxprEqn, *operands: _Known) -> list[_Known]:
-    fixed, carried = scan_counts(eqn.params)
+    constants, carry, scanned = scan_operands(eqn, operands)
     search.scans += 1
-    _read(search, operands[fixed : fixed + carried])
+    _read(search, carry)
     slices = [
         _View(known.index, known.axes[1:], (*known.steps, (search.scans, known.axes[0])))
         if isinstance(known, _View) and known.axes[0] >= 0
         else None
-        for known in operands[fixed + carried :]
+        for known in scanned
     ]
-    # A leaf that is not stepped along, but repeated for every step, is lost from sight.
-    _read(search, [k for k, s in zip(operands[fixed + carried :], slices, strict=True) if s is None])
-    jaxpr, constants = opened(eqn.params["jaxpr"])
-    outputs = _run(search, jaxpr, constants, [*_leaves(operands[:fixed]), *[None] * carried, *slices])
+    # A leaf that is repeated for every step, instead of being stepped along, is not followed further.
+    _read(search, [known for known, part in zip(scanned, slices, strict=True) if part is None])
+    body = jaxpr_and_constants(eqn.params["jaxpr"])
+    outputs = _run(search, *body, [*_leaves(constants), *[None] * len(carry), *slices])
     _read(search, outputs)
     return [None] * len(eqn.outvars)
 
 
 def _while(search: _Search, eqn: JaxprEqn, *operands: _Known) -> list[_Known]:
-    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    carry = operands[tests + bodies :]
+    test_constants, body_constants, carry = while_operands(eqn, operands)
     _read(search, carry)
-    nothing = [None] * len(carry)
-    for name, held_fixed in (("cond_jaxpr", operands[:tests]), ("body_jaxpr", operands[tests : tests + bodies])):
-        _read(search, _run(search, *opened(eqn.params[name]), [*_leaves(held_fixed), *nothing]))
+    for name, constants in (("cond_jaxpr", test_constants), ("body_jaxpr", body_constants)):
+        arguments = [*_leaves(constants), *[None] * len(carry)]
+        _read(search, _run(search, *jaxpr_and_constants(eqn.params[name]), arguments))
     return [None] * len(eqn.outvars)
 
 
 def _cond(search: _Search, eqn: JaxprEqn, _: _Known, *operands: _Known) -> list[_Known]:
     for branch in eqn.params["branches"]:
-        _read(search, _run(search, *opened(branch), _leaves(operands)))
+        _read(search, _run(search, *jaxpr_and_constants(branch), _leaves(operands)))
     return [None] * len(eqn.outvars)
 
 
@@ -363,7 +356,7 @@ RULES: dict[str, Callable[..., Sequence[_Known]]] = {
     "squeeze": _squeeze,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
-    **dict.fromkeys(("dot_general", "conv_general_dilated"), _contract),
+    **dict.fromkeys(CONTRACTIONS, _contract),
     **dict.fromkeys(("add", "sub", "add_any"), _add),
     "scan": _scan,
     "while": _while,

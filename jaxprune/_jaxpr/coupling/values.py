@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
-from jaxprune._jaxpr.walker import source_of, walk
+from jaxprune._jaxpr.walker import Rule, source_of, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Value:
         return dataclasses.replace(self, **changes)
 
 
-def bare(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Value:
-    """A value of which only the labels are known."""
+def labelled(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Value:
+    """A value of which nothing is known but its labels, and where it holds 0."""
     axes = tuple(axes)
     return Value(axes, (False,) * len(axes) if zero is None else tuple(zero))
 
@@ -113,6 +113,7 @@ class Labeling:
 
     Attributes:
       forest: Which labels are joined.
+      visit: Labels the outputs of an equation.
       choose: Decides a pending regrouping, given the axes still open on either side: the indices of the operand's and
         the result's axis that correspond, or `None` to leave it.
       exact: Whether a sum over removed positions must be known to add zeros.
@@ -129,7 +130,7 @@ class Labeling:
     """
 
     forest: Forest
-    rule_of: Callable[[JaxprEqn], Any]
+    visit: Rule
     choose: Choose
     exact: bool = True
     frame: Frame | None = None
@@ -146,10 +147,10 @@ class Labeling:
 
     def fresh(self, shape: Sequence[int]) -> Value:
         """A value whose axes are free."""
-        return bare([self.forest.fresh(n) for n in shape])
+        return labelled([self.forest.fresh(n) for n in shape])
 
     def literal(self, value: Any) -> Value:
-        """The value of a literal."""
+        """The value of a literal or a constant."""
         return self.fresh(np.shape(value)).but(const=scalar(value))
 
     def run(self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0):
@@ -169,9 +170,9 @@ class Labeling:
 
     def walk(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr in the current frame."""
-        held = [self.fresh(np.shape(c)).but(const=scalar(c)) for c in constants]
         keep = None if self.frame is None else self.frame.values
-        return walk(jaxpr, arguments, self.rule_of, self, literal=self.literal, constants=held, keep=keep)
+        values = [self.literal(constant) for constant in constants]
+        return walk(jaxpr, arguments, self.visit, self, literal=self.literal, constants=values, keep=keep)
 
 
 def scalar(value: Any) -> float | None:

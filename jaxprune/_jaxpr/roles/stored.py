@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from jaxprune._jaxpr.coupling.control import CALLS
+from jaxprune._jaxpr.primitives import CALLS, inner_jaxpr
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import Rule, bind, held, opened, walk
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, walk
 
 
 @runtime_checkable
@@ -60,17 +60,17 @@ def evaluate(traced: Traced, leaves: Sequence[Any], inputs: Sequence[Any]) -> An
       leaves: One for each parameter of the trace, a `Held` in place of some.
       inputs: One array for each other input.
     """
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     outputs = _walk(jaxpr, constants, [*leaves, *inputs])
     return jax.tree.unflatten(traced.structure, [_dense(value) for value in outputs])
 
 
 def _walk(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    return walk(jaxpr, arguments, _rule_of, None, literal=lambda value: value, constants=constants)
+    return walk(jaxpr, arguments, _visit, None, literal=lambda value: value, constants=constants)
 
 
-def _rule_of(eqn: JaxprEqn) -> Rule:
-    return RULES.get(eqn.primitive.name, _other)
+def _visit(context: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    return RULES.get(eqn.primitive.name, _other)(context, eqn, *operands)
 
 
 def _other(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
@@ -82,7 +82,7 @@ def _call(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jit` and the like, and functions with their own derivative: what is inside, where a stored kernel goes in."""
     if not any(isinstance(operand, Held) for operand in operands):
         return bind(eqn, *operands)
-    return _walk(*opened(held(eqn)), operands)
+    return _walk(*inner_jaxpr(eqn), operands)
 
 
 def _transpose(_: None, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:

@@ -15,8 +15,9 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling import regroup
 from jaxprune._jaxpr.coupling.values import Frame, Value
+from jaxprune._jaxpr.primitives import inner_jaxpr
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation
-from jaxprune._jaxpr.walker import bind, held, opened, shape_of
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 
 
 def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
@@ -26,7 +27,7 @@ def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[A
 
     def function(layer: Any, *xs: Any) -> list[Any]:
         inside = evaluation.child(eqn)
-        return inside.within(inside.frame, layer).run(*opened(held(eqn)), xs)
+        return inside.within(inside.frame, layer).run(*inner_jaxpr(eqn), xs)
 
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         layer, *primals_ = primals
@@ -57,7 +58,7 @@ def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[
 
     def function(layer: Any, *xs: Any) -> list[Any]:
         inside = evaluation.child(eqn)
-        return inside.within(inside.frame, layer).run(*opened(held(eqn)), xs)
+        return inside.within(inside.frame, layer).run(*inner_jaxpr(eqn), xs)
 
     def full_forward(xs: list[Any]) -> Any:
         outputs, pull = jax.vjp(_only(eqn, xs, real), *[xs[i] for i in real])
@@ -98,7 +99,7 @@ class Replay:
         self, evaluation: Evaluation, full: Callable[..., Any], shapes: tuple[Any, ...], values: Sequence[Value]
     ) -> None:
         labeling = evaluation.labeling
-        self._jaxpr, self._constants = opened(jax.make_jaxpr(full)(*shapes))
+        self._jaxpr, self._constants = jaxpr_and_constants(jax.make_jaxpr(full)(*shapes))
         self._frame, outer = Frame(), labeling.frame
         labeling.frame = self._frame
         self.outputs = [value.but(leaf=None) for value in labeling.walk(self._jaxpr, self._constants, list(values))]

@@ -60,7 +60,7 @@ class Evaluation:
         """What stays of an axis, or `None` if all of it does."""
         known = self._kept.get(id(labels))
         if known is None:
-            # The labels are held beside the answer, so that their id stays theirs.
+            # The labels are kept with the answer: an id is only theirs while they are alive.
             known = self._kept[id(labels)] = labels, self._find_kept(labels)
         return known[1]
 
@@ -132,18 +132,14 @@ class Evaluation:
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         """Evaluates a jaxpr in the current frame."""
-        held = [
+        small = [
             self.take(constant, self.kept_axes(variable)) if np.shape(constant) else constant
             for variable, constant in zip(jaxpr.constvars, constants, strict=True)
         ]
-        return walk(jaxpr, arguments, self.rule_of, self, literal=lambda value: value, constants=held)
-
-    def rule_of(self, eqn: JaxprEqn) -> Rule:
-        """The evaluation rule of an equation."""
-        return checked
+        return walk(jaxpr, arguments, visit, self, literal=lambda value: value, constants=small)
 
 
-def checked(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+def visit(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """Applies the rule of an equation and checks the shapes that the labels promise."""
     rule = evaluation.rules.get(eqn.primitive.name)
     outputs = bind(eqn, *operands) if rule is None else rule(evaluation, eqn, *operands)

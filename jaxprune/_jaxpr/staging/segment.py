@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jaxprune._jaxpr.walker import bind, opened
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants
 
 _INDEXED = {"dynamic_slice": 1, "dynamic_update_slice": 2}  # which operand is the first index
 
@@ -85,7 +85,7 @@ def _key(eqns: Sequence[JaxprEqn], outputs: Sequence[Any], numbers: dict[Var, in
 def _value_key(value: Any) -> Any:
     """Something hashable that is equal only if the parameter of an equation is; its identity where nothing is known."""
     if isinstance(value, ClosedJaxpr | Jaxpr):
-        jaxpr, constants = opened(value)
+        jaxpr, constants = jaxpr_and_constants(value)
         numbers = {variable: i for i, variable in enumerate((*jaxpr.constvars, *jaxpr.invars))}
         shapes = tuple(str(variable.aval) for variable in numbers)
         return shapes, tuple(map(id, constants)), _key(jaxpr.eqns, jaxpr.outvars, numbers, lifted := []), tuple(lifted)
