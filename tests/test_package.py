@@ -41,7 +41,7 @@ def _exports(package):
 
 
 def _definitions(module):
-    """The public names that a module defines, or exports as `x as x`, each with its docstring."""
+    """The public names that a module itself defines, each with its docstring."""
     found = {}
     body = ast.parse(inspect.getsource(module)).body
     for statement, following in zip(body, [*body[1:], None], strict=True):
@@ -51,11 +51,18 @@ def _definitions(module):
             target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
             text = following.value if isinstance(following, ast.Expr) else None
             found[target.id] = text.value if isinstance(text, ast.Constant) else None
-        elif isinstance(statement, ast.ImportFrom):
+    return {name: text for name, text in found.items() if not name.startswith("_")}
+
+
+def _reexports(module):
+    """The names that a module imports as `x as x`, each with its docstring."""
+    found = {}
+    for statement in ast.parse(inspect.getsource(module)).body:
+        if isinstance(statement, ast.ImportFrom):
             origin = importlib.import_module(statement.module)
             for name in (alias.name for alias in statement.names if alias.asname == alias.name):
                 found[name] = getattr(origin, name).__doc__ or _definitions(origin).get(name)
-    return {name: text for name, text in found.items() if not name.startswith("_")}
+    return found
 
 
 def _public_names():
@@ -64,7 +71,7 @@ def _public_names():
     for path in filter(_is_public, _modules()):
         module = importlib.import_module(path)
         names[path] = module.__doc__
-        members = _definitions(module)
+        members = _definitions(module) | _reexports(module)
         if hasattr(module, "__path__"):
             members = {name: members.get(name) for name in _exports(module)}
         names |= {f"{path}.{name}": text for name, text in members.items()}

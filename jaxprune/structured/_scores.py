@@ -17,6 +17,7 @@ from jaxprune.structured._plan import host
 from jaxprune.typing import Params, Scores, Where
 
 Aggregate: TypeAlias = Literal["mean", "sum", "max"]
+"""How the scores of the slices of a unit are combined into one."""
 UnitArray: TypeAlias = Float[Any, "..."]
 """`(width,)`, or `(layers, width)` where each layer of a scan may keep its own units."""
 
