@@ -48,8 +48,7 @@ def count(traced: Traced) -> Count:
 
 
 def _walk(total: Count, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[int | None]) -> list[int | None]:
-    nothing = [None] * len(constants)
-    return walk(jaxpr, arguments, _visit, total, literal=lambda _: None, constants=nothing)
+    return walk(jaxpr, arguments, _visit, total, literal=lambda _: None, constants=[None] * len(constants))
 
 
 def _visit(total: Count, eqn: JaxprEqn, *operands: int | None) -> Sequence[int | None]:

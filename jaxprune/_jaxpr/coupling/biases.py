@@ -113,8 +113,8 @@ _Known: TypeAlias = "_View | _Sum | None"
 def consumers(traced: Traced) -> dict[str, Consumer]:
     """Every leaf that a contraction multiplies an activation by, and what is added to the result.
 
-    A leaf counts as added if it meets the result, or a sum that the result is part of, before anything else reads
-    either, and if that is all that the leaf is for, beside being returned.
+    A leaf counts as added if it is added to the result, or to a sum that the result is part of, before anything else
+    reads either, and if the function does nothing else with the leaf but return it.
     """
     search = _Search(traced.paths, [len(leaf.shape) for leaf in traced.leaves])
     jaxpr, constants = jaxpr_and_constants(traced.jaxpr)

@@ -153,7 +153,9 @@ class Labeling:
         """The value of a literal or a constant."""
         return self.fresh(np.shape(value)).but(const=scalar(value))
 
-    def run(self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0):
+    def run(
+        self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0
+    ) -> list[Value]:
         """Walks a jaxpr that `eqn` holds, in a frame of its own."""
         outer = self.frame
         if outer is not None:
