@@ -15,8 +15,8 @@ from jaxprune._jaxpr.primitives import CONTRACTIONS, callee, scan_operands, whil
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
-# A leaf is still that leaf after these.
-_SAME = frozenset(
+# The result is the same leaf as the operand.
+_SAME_LEAF = frozenset(
     "convert_element_type transpose reshape broadcast_in_dim squeeze copy reduce_precision slice dynamic_slice rev "
     "sharding_constraint".split()
 )
@@ -48,8 +48,7 @@ def count(traced: Traced) -> Count:
 
 
 def _walk(total: Count, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[int | None]) -> list[int | None]:
-    nothing = [None] * len(constants)
-    return walk(jaxpr, arguments, _visit, total, literal=lambda _: None, constants=nothing)
+    return walk(jaxpr, arguments, _visit, total, literal=lambda _: None, constants=[None] * len(constants))
 
 
 def _visit(total: Count, eqn: JaxprEqn, *operands: int | None) -> Sequence[int | None]:
@@ -57,8 +56,8 @@ def _visit(total: Count, eqn: JaxprEqn, *operands: int | None) -> Sequence[int |
 
 
 def _other(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
-    """Leaves pass through what only moves them; calls are looked into; all else makes activations."""
-    if eqn.primitive.name in _SAME:
+    """Calls are looked into; the results of primitives that do more than move a leaf are activations."""
+    if eqn.primitive.name in _SAME_LEAF:
         return [operands[0]]
     if (called := callee(eqn)) is not None:
         return _walk(total, *called, operands)
@@ -95,8 +94,8 @@ def _cond(total: Count, eqn: JaxprEqn, _: Any, *operands: int | None) -> list[in
         part = Count(times=total.times)
         _walk(part, *jaxpr_and_constants(branch), operands)
         branches.append(part)
-    dearest = max(branches, key=lambda part: sum(part.by_leaf.values()))
-    total.by_leaf.update(dearest.by_leaf)
+    costliest = max(branches, key=lambda part: sum(part.by_leaf.values()))
+    total.by_leaf.update(costliest.by_leaf)
     total.unbounded |= any(part.unbounded for part in branches)
     return [None] * len(eqn.outvars)
 

@@ -293,13 +293,13 @@ def _places(
 
 def _escaped(labeling: Labeling) -> np.ndarray:
     """Which roots have labels outside the bodies of scans."""
-    seen = np.zeros(labeling.forest.size, bool)
+    escaped = np.zeros(labeling.forest.size, bool)
     done: set[int] = set()
     for labels in labeling.escaped:
         if id(labels) not in done:
             done.add(id(labels))
-            seen[labeling.forest.find(np.asarray(labels))] = True
-    return seen
+            escaped[labeling.forest.find(np.asarray(labels))] = True
+    return escaped
 
 
 def _stack(

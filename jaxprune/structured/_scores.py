@@ -18,6 +18,7 @@ from jaxprune.typing import Params, Scores, Where
 
 Aggregate: TypeAlias = Literal["mean", "sum", "max"]
 """How the scores of the slices of a unit are combined into one."""
+Norm: TypeAlias = Literal["l1", "l2"]
 UnitArray: TypeAlias = Float[Any, "..."]
 """`(width,)`, or `(layers, width)` where each layer of a scan may keep its own units."""
 
@@ -44,14 +45,14 @@ def of_slices(
       ValueError: No leaf of a group has scores; the message names the group.
     """
     leaves = {path: _float32(score) for path, score in tree.flatten(scores)[0] if tree.is_array(score)}
-    return _of_leaves(leaves, coupling, "as they are", aggregate, normalize)
+    return _of_leaves(leaves, coupling, None, aggregate, normalize)
 
 
 def of_norms(
     params: Params,
     coupling: Coupling,
     *,
-    norm: Literal["l1", "l2"] = "l2",
+    norm: Norm = "l2",
     where: Where = is_kernel,
     aggregate: Aggregate = "mean",
     normalize: bool = True,
@@ -71,10 +72,10 @@ def of_norms(
 
 
 def _of_leaves(
-    leaves: Mapping[str, Any], coupling: Coupling, measure: str, aggregate: Aggregate, normalize: bool
+    leaves: Mapping[str, Any], coupling: Coupling, norm: Norm | None, aggregate: Aggregate, normalize: bool
 ) -> UnitScores:
     xp = _namespace(leaves.values())
-    found = {group.name: _pool(group, leaves, coupling, measure, aggregate, xp) for group in coupling.groups}
+    found = {group.name: _pool(group, leaves, coupling, norm, aggregate, xp) for group in coupling.groups}
     return UnitScores({name: _normalized(x, xp) if normalize else x for name, x in found.items()})
 
 
@@ -140,11 +141,11 @@ def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
             axes = coupling.units[member.path]
             units = axes[member.axis]
             value = None if member.contracted else leaves.get(member.path)
-            if value is None or not _tells_apart(value, axes, member):
+            if value is None or not _is_per_position(value, axes, member):
                 continue
             owned = group.owns(units)
             pooled = value if value.shape == units.shape else value.mean(_others(value.ndim, member, group))
-            pooled = xp.broadcast_to(_rows_first(pooled, member, group), (group.layers, len(units)))
+            pooled = xp.broadcast_to(_layers_first(pooled, member, group), (group.layers, len(units)))
             sums = _add(sums, units[owned] - group.start, pooled[:, owned], xp)
             count += int(owned.sum()) // group.width
         if not count:
@@ -153,37 +154,37 @@ def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
     return UnitScores(found)
 
 
-def _tells_apart(value: Any, axes: tuple[np.ndarray, ...], member: Member) -> bool:
-    """Whether values of a leaf are one per position of a member's axis, alone or at the rank of the leaf."""
+def _is_per_position(value: Any, axes: tuple[np.ndarray, ...], member: Member) -> bool:
+    """Whether there is a value for each position of a member's axis, in one axis or at the rank of the leaf."""
     positions = len(axes[member.axis])
     return value.shape == (positions,) or (value.ndim == len(axes) and value.shape[member.axis] == positions)
 
 
 def _others(rank: int, member: Member, group: Group) -> tuple[int, ...]:
-    """The axes of a leaf along which neither units nor layers lie."""
+    """The axes of a leaf that are neither the units' nor the layers'."""
     return tuple(axis for axis in range(rank) if axis not in (member.axis, group.stack))
 
 
-def _rows_first(pooled: Any, member: Member, group: Group) -> Any:
-    """`(layers, positions)`, or one row, from what is left of a leaf without its other axes."""
+def _layers_first(pooled: Any, member: Member, group: Group) -> Any:
+    """What is left of a leaf without its other axes, as `(layers, positions)`; one row if it is not stacked."""
     if pooled.ndim == 1:
         return pooled[None]
     return pooled.T if group.stack is not None and group.stack > member.axis else pooled
 
 
-def _reduced(values: Any, rest: tuple[int, ...], measure: str, aggregate: Aggregate, xp: Any) -> Any:
-    """Sum or maximum over some axes; of squares without a copy of the array, which for large models costs most."""
-    if measure == "l2" and aggregate != "max" and xp is np:
+def _reduced(values: Any, rest: tuple[int, ...], norm: Norm | None, aggregate: Aggregate, xp: Any) -> Any:
+    """Sum or maximum of scores, magnitudes or squares over some axes; the sum of squares makes no copy of the array."""
+    if norm == "l2" and aggregate != "max" and xp is np:
         names = "abcdefghijkl"[: values.ndim]
         left = "".join(name for axis, name in enumerate(names) if axis not in rest)
         return np.einsum(f"{names},{names}->{left}", values, values)
-    if measure != "as they are":
-        values = xp.abs(values) if measure == "l1" else xp.square(values)
+    if norm is not None:
+        values = xp.abs(values) if norm == "l1" else xp.square(values)
     return values.max(rest) if aggregate == "max" else values.sum(rest)
 
 
 def _pool(
-    group: Group, leaves: Mapping[str, Any], coupling: Coupling, measure: str, aggregate: Aggregate, xp: Any
+    group: Group, leaves: Mapping[str, Any], coupling: Coupling, norm: Norm | None, aggregate: Aggregate, xp: Any
 ) -> UnitArray:
     total, weights = xp.zeros((group.layers, group.width), np.float32), 0
     for member in group.members:
@@ -191,8 +192,8 @@ def _pool(
             continue
         score, units = leaves[member.path], coupling.units[member.path][member.axis]
         owned = group.owns(units)
-        pooled = _reduced(score, _others(score.ndim, member, group), measure, aggregate, xp)
-        pooled, places = _rows_first(pooled, member, group)[:, owned], units[owned] - group.start
+        pooled = _reduced(score, _others(score.ndim, member, group), norm, aggregate, xp)
+        pooled, places = _layers_first(pooled, member, group)[:, owned], units[owned] - group.start
         if aggregate == "max":
             total = _maximum(total, places, pooled, weights == 0, xp)
         else:

@@ -141,7 +141,7 @@ def _check(arrays: dict[str, Any], coupling: Coupling) -> None:
 
 
 def _alive(arrays: dict[str, Any], coupling: Coupling) -> list[np.ndarray]:
-    """Per group, which units stay: `(layers, width)`, one row where it is not a stack, equally many in each row."""
+    """For each group, which units stay: `(layers, width)`, equally many in each row; one row if it is not a stack."""
     flat = np.zeros(1 + sum(group.width for group in coupling.groups), bool)
     stacks = [
         (group, np.zeros((group.layers, group.width), bool)) for group in coupling.groups if group.stack is not None
@@ -152,13 +152,13 @@ def _alive(arrays: dict[str, Any], coupling: Coupling) -> list[np.ndarray]:
             rest = tuple(a for a in range(keeps.ndim) if a != axis)
             kept = keeps.any(axis=rest) if keeps.size else np.zeros(1, bool)
             flat[units[np.broadcast_to(kept, units.shape)]] = True
-            for group, some in stacks:
-                _mark(some, group, keeps, axis, units)
-    rows = {id(group): some for group, some in stacks}
-    return [_levelled(rows.get(id(g), flat[None, g.start : g.start + g.width])) for g in coupling.groups]
+            for group, stays in stacks:
+                _mark(stays, group, keeps, axis, units)
+    rows = {id(group): stays for group, stays in stacks}
+    return [_with_equal_counts(rows.get(id(g), flat[None, g.start : g.start + g.width])) for g in coupling.groups]
 
 
-def _mark(some: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: np.ndarray) -> None:
+def _mark(stays: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: np.ndarray) -> None:
     """Marks the units of a stacked group that one axis of a leaf keeps, in each layer."""
     owned = group.owns(units)
     if not owned.any():
@@ -168,34 +168,34 @@ def _mark(some: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: n
     if group.stack is not None and group.stack > axis:
         kept = kept.T
     kept = np.broadcast_to(kept, (group.layers, len(units)))[:, owned]
-    for layer, keeps_layer in zip(some, kept, strict=True):
+    for layer, keeps_layer in zip(stays, kept, strict=True):
         layer[units[owned][keeps_layer] - group.start] = True
 
 
-def _levelled(some: np.ndarray) -> np.ndarray:
-    """Revives the first units of a layer until every layer keeps as many, and at least one."""
-    most = max(1, int(some.sum(axis=1).max(initial=0)))
-    some = some.copy()
-    for layer in some:
+def _with_equal_counts(kept: np.ndarray) -> np.ndarray:
+    """Keeps more units of some layers, the first ones, until all layers keep equally many, and at least one."""
+    most = max(1, int(kept.sum(axis=1).max(initial=0)))
+    kept = kept.copy()
+    for layer in kept:
         spare = np.flatnonzero(~layer)
         layer[spare[: most - int(layer.sum())]] = True
-    return some
+    return kept
 
 
 def _kept(units: np.ndarray, alive: list[np.ndarray], coupling: Coupling) -> tuple[np.ndarray | None, int | None]:
     """Indices of one axis that stay, and the axis of the stack if they differ by layer; `None` if all stay."""
     starts = [group.start for group in coupling.groups]
-    here = np.unique(np.searchsorted(starts, units[units > 0], side="right") - 1).tolist()
-    layers = max((len(alive[i]) for i in here), default=1)
+    present = np.unique(np.searchsorted(starts, units[units > 0], side="right") - 1).tolist()
+    layers = max((len(alive[i]) for i in present), default=1)
     stays = np.ones((layers, len(units)), bool)
-    for i in here:
+    for i in present:
         group = coupling.groups[i]
         owned = group.owns(units)
         stays[:, owned] = alive[i][:, units[owned] - group.start]
     if stays.all():
         return None, None
     rows = [np.flatnonzero(row) for row in stays]
-    stack = next((coupling.groups[i].stack for i in here if coupling.groups[i].stack is not None), None)
+    stack = next((coupling.groups[i].stack for i in present if coupling.groups[i].stack is not None), None)
     return (rows[0], None) if layers == 1 else (np.stack(rows), stack)
 
 

@@ -56,7 +56,7 @@ def propagate(
                 forest.freeze(axis_labels, f"axis {axis} of output '{name}'" if name else f"axis {axis} of the output")
         labeling.escaped += value.axes
     _join_unread(traced, labeling, leaf_labels, updated.values())
-    regroup.settle(labeling)
+    regroup.decide_pending(labeling)
     return labeling, leaf_labels
 
 
@@ -108,14 +108,15 @@ def _sibling(traced: Traced, used: Collection[int], index: int) -> int | None:
         if traced.leaves[other].shape != traced.leaves[index].shape:
             continue
         theirs = traced.paths[other].split("/")
-        tail = _common(reversed(parts), reversed(theirs))
+        tail = _shared_length(reversed(parts), reversed(theirs))
         alike = 2 * tail if tail else int(parts[:-1] == theirs[:-1])
         if alike > most:
             best, most = other, alike
     return best
 
 
-def _common(first: Iterable[str], second: Iterable[str]) -> int:
+def _shared_length(first: Iterable[str], second: Iterable[str]) -> int:
+    """How many items two sequences share before the first difference."""
     count = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

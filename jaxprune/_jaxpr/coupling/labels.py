@@ -59,7 +59,7 @@ def unknown(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 
 def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Joins the operands axis by axis; a scalar joins nothing, nor does an axis of one that is stretched."""
+    """Joins the operands axis by axis, but for scalars and axes of one that are stretched."""
     name = eqn.primitive.name
     if name == "optimization_barrier":
         return list(operands)
@@ -78,7 +78,7 @@ def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
                 labeling.forest.freeze(operand.axes[axis], "an axis of one is stretched")
         axes.append(full[0])
     const = _fold(name, operands)
-    zero = tuple(_zero(labeling, name, eqn, operands, axis) for axis in range(rank))
+    zero = tuple(_holds_zero(labeling, name, eqn, operands, axis) for axis in range(rank))
     leaf = operands[0].leaf if name in ONE_TO_ONE else None
     summed = ranked[0].summed if len(operands) == 1 and name in ONE_TO_ONE else ()
     return [Value(tuple(axes), zero, const, leaf, summed) for _ in eqn.outvars]
@@ -91,7 +91,7 @@ def _fold(name: str, operands: Sequence[Value]) -> float | None:
     return None
 
 
-def _zero(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) -> bool:
+def _holds_zero(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) -> bool:
     width = shape_of(eqn.outvars[0])[axis]
     holds = [o.const == 0 or (len(o.axes) > axis and len(o.axes[axis]) == width and o.zero[axis]) for o in operands]
     if name in ZERO_PRESERVING:
@@ -238,7 +238,7 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     return outputs
 
 
-def source(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+def generated(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Values that depend on no parameter (`iota`, `random_bits`): made whole, then taken at the kept positions."""
     for operand in operands:
         for axis in operand.axes:
@@ -272,9 +272,11 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), extreme),
     **dict.fromkeys(("argmax", "argmin", "reduce"), extreme),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), ordered),
-    **dict.fromkeys(("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), source),
     **dict.fromkeys(
-        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token"), source
+        ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
+    ),
+    **dict.fromkeys(
+        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token"), generated
     ),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), pool),
     **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add"), pool),

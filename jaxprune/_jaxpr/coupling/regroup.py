@@ -79,11 +79,11 @@ def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
 
 def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: list[int]) -> list[Labels]:
     forest = labeling.forest
-    open_ = [i for i, labels in enumerate(inputs) if not forest.all_frozen(labels)]
-    if not open_:
+    free = [i for i, labels in enumerate(inputs) if not forest.all_frozen(labels)]
+    if not free:
         return [forest.frozen(n, forest.why(int(inputs[0][0]))) for n in widths]
-    if len(open_) == 1 and len(widths) == 1:
-        return [_spread(inputs, open_[0])]
+    if len(free) == 1 and len(widths) == 1:
+        return [_spread(inputs, free[0])]
     outputs = [forest.fresh(n) for n in widths]
     labeling.pending.append(Pending(eqn.primitive.name, labeling.source(eqn), tuple(inputs), tuple(outputs)))
     return outputs
@@ -96,35 +96,35 @@ def _spread(side: Sequence[Labels], chosen: int) -> Labels:
     return np.broadcast_to(side[chosen].reshape(shape), [len(labels) for labels in side]).reshape(-1)
 
 
-def settle(labeling: Labeling) -> None:
+def decide_pending(labeling: Labeling) -> None:
     """Decides all pending regroupings: first those with one answer, then the others in program order."""
     waiting = labeling.pending
     moved = True
     while moved:
         while moved:
-            rest = [p for p in waiting if not _settled(labeling, p, force=False)]
+            rest = [p for p in waiting if not _decided(labeling, p, force=False)]
             moved, waiting = len(rest) < len(waiting), rest
-        rest = [p for p in waiting if not _settled(labeling, p, force=True)]
+        rest = [p for p in waiting if not _decided(labeling, p, force=True)]
         moved, waiting = len(rest) < len(waiting), rest
     labeling.pending = waiting
 
 
-def _settled(labeling: Labeling, pending: Pending, force: bool) -> bool:
+def _decided(labeling: Labeling, pending: Pending, force: bool) -> bool:
     forest = labeling.forest
     sides = (pending.inputs, pending.outputs)
-    open_ = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
-    if not open_[0] or not open_[1]:
+    free = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
+    if not free[0] or not free[1]:
         for side, others in zip(sides, reversed(sides), strict=True):
             why = next((forest.why(int(labels[0])) for labels in others if forest.all_frozen(labels)), "")
             for labels in side:
                 forest.freeze(labels, why)
         return True
-    if len(open_[0]) == len(open_[1]) == 1:
-        _join(forest, pending, open_[0][0], open_[1][0])
+    if len(free[0]) == len(free[1]) == 1:
+        _join(forest, pending, free[0][0], free[1][0])
         return True
     if not force:
         return False
-    chosen = labeling.choose(labeling, pending, open_[0], open_[1])
+    chosen = labeling.choose(labeling, pending, free[0], free[1])
     if chosen is None:
         return False
     _join(forest, pending, *chosen)

@@ -57,7 +57,7 @@ def labelled(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Valu
 
 @dataclasses.dataclass
 class Frame:
-    """Labels of one run through one jaxpr, kept for re-evaluation: the same jaxpr may run elsewhere with others."""
+    """Labels of one walk through one jaxpr, kept for re-evaluation: a jaxpr that is called twice has two frames."""
 
     values: dict[Var, Value] = dataclasses.field(default_factory=dict)
     children: dict[tuple[int, int], Frame] = dataclasses.field(default_factory=dict)
@@ -65,7 +65,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A place where one axis is two: a reshape of C into (H, D), or a convolution over groups.
+    """A place where one axis becomes two: a reshape of C into (H, D), or a convolution over groups.
 
     Attributes:
       primitive: "reshape" or "conv_general_dilated".
@@ -90,7 +90,7 @@ class Pending:
     outputs: tuple[Labels, ...]
 
     def split(self) -> Split:
-        """What a user's `split` is asked about."""
+        """What a callable `split` of the user's is given."""
         widths = [tuple(len(labels) for labels in side) for side in (self.inputs, self.outputs)]
         return Split(self.primitive, widths[0], widths[1], self.source)
 
@@ -114,18 +114,18 @@ class Labeling:
     Attributes:
       forest: Which labels are joined.
       visit: Labels the outputs of an equation.
-      choose: Decides a pending regrouping, given the axes still open on either side: the indices of the operand's and
-        the result's axis that correspond, or `None` to leave it.
+      choose: Decides a pending regrouping, given the axes of either side that are not frozen: the indices of the
+        operand's and the result's axis that correspond, or `None` to leave it undecided.
       exact: Whether a sum over removed positions must be known to add zeros.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
       times: Product of the lengths of the scans around.
       scan: Which outermost scan is being walked, 0 for none.
-      pending: Regroupings to be decided by `regroup.settle`.
+      pending: Regroupings to be decided by `regroup.decide_pending`.
       terms: Multiply-accumulates of the contractions met so far.
       contracted: (leaf, axis) pairs that a contraction sums over.
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
-      escaped: Labels seen outside the body of an outermost scan.
+      escaped: Labels of values outside the bodies of outermost scans.
       around: The equations that hold the jaxpr being walked.
     """
 
@@ -153,7 +153,9 @@ class Labeling:
         """The value of a literal or a constant."""
         return self.fresh(np.shape(value)).but(const=scalar(value))
 
-    def run(self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0):
+    def run(
+        self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0
+    ) -> list[Value]:
         """Walks a jaxpr that `eqn` holds, in a frame of its own."""
         outer = self.frame
         if outer is not None:
@@ -183,7 +185,7 @@ def scalar(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-    except Exception as error:  # a tracer among the constants has no value yet
+    except Exception as error:  # a constant may be a tracer, which has no value
         if "Tracer" in type(error).__name__ or "Concretization" in type(error).__name__:
             return None
         raise

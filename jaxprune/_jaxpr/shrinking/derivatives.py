@@ -22,7 +22,7 @@ from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 
 def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`custom_jvp_call` on smaller operands."""
-    real = _differentiable(eqn)
+    differentiable = _differentiable(eqn)
     values = [evaluation.value(atom).but(leaf=None) for atom in eqn.invars]
 
     def function(layer: Any, *xs: Any) -> list[Any]:
@@ -31,14 +31,19 @@ def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[A
 
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         layer, *primals_ = primals
-        moved = [tangents[1 + i] for i in real]
+        small_tangents = [tangents[1 + i] for i in differentiable]
 
         def full(xs: list[Any], directions: list[Any]) -> Any:
-            return jax.jvp(_only(eqn, xs, real), [xs[i] for i in real], directions)
+            return jax.jvp(_only(eqn, xs, differentiable), [xs[i] for i in differentiable], directions)
 
         shapes = [_abstract(atom) for atom in eqn.invars]
-        again = Replay(evaluation, full, (shapes, [shapes[i] for i in real]), [*values, *(values[i] for i in real)])
-        outputs = again(layer, [*primals_, *moved])
+        again = Replay(
+            evaluation,
+            full,
+            (shapes, [shapes[i] for i in differentiable]),
+            [*values, *(values[i] for i in differentiable)],
+        )
+        outputs = again(layer, [*primals_, *small_tangents])
         half = len(eqn.outvars)
         return outputs[:half], outputs[half:]
 
@@ -49,7 +54,7 @@ def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[A
 
 def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`custom_vjp_call` on smaller operands."""
-    real = _differentiable(eqn)
+    differentiable = _differentiable(eqn)
     values = [evaluation.value(atom).but(leaf=None) for atom in eqn.invars]
     count = len(eqn.outvars)
     shapes = [_abstract(atom) for atom in eqn.invars]
@@ -61,29 +66,29 @@ def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[
         return inside.within(inside.frame, layer).run(*inner_jaxpr(eqn), xs)
 
     def full_forward(xs: list[Any]) -> Any:
-        outputs, pull = jax.vjp(_only(eqn, xs, real), *[xs[i] for i in real])
-        residuals, treedef = jax.tree.flatten(pull)
+        outputs, vjp_fun = jax.vjp(_only(eqn, xs, differentiable), *[xs[i] for i in differentiable])
+        residuals, treedef = jax.tree.flatten(vjp_fun)
         structure[:] = [treedef]
         return list(outputs), residuals
 
     def full_backward(residuals: list[Any], cotangents: list[Any]) -> Any:
         return jax.tree.unflatten(structure[0], residuals)(cotangents)
 
-    def first(layer: Any, *xs: Any) -> tuple[list[Any], tuple[Any, list[Any]]]:
+    def forward_pass(layer: Any, *xs: Any) -> tuple[list[Any], tuple[Any, list[Any]]]:
         ahead[:] = [Replay(evaluation, full_forward, (shapes,), values)]
         outputs = ahead[0](layer, xs)
         return outputs[:count], (layer, outputs[count:])
 
-    def second(saved: tuple[Any, list[Any]], cotangents: list[Any]) -> tuple[Any, ...]:
+    def backward_pass(saved: tuple[Any, list[Any]], cotangents: list[Any]) -> tuple[Any, ...]:
         layer, residuals = saved
         replay = ahead[0]
         known = [*replay.outputs[count:], *replay.outputs[:count]]
         again = Replay(evaluation, full_backward, (replay.shapes[count:], replay.shapes[:count]), known)
-        pulled = iter(again(layer, [*residuals, *cotangents]))
-        return (None, *(next(pulled) if i in real else None for i in range(len(eqn.invars))))
+        gradients = iter(again(layer, [*residuals, *cotangents]))
+        return (None, *(next(gradients) if i in differentiable else None for i in range(len(eqn.invars))))
 
     small = jax.custom_vjp(function)
-    small.defvjp(first, second)
+    small.defvjp(forward_pass, backward_pass)
     return small(_layer(evaluation), *operands)
 
 
@@ -104,7 +109,7 @@ class Replay:
         labeling.frame = self._frame
         self.outputs = [value.but(leaf=None) for value in labeling.walk(self._jaxpr, self._constants, list(values))]
         labeling.frame = outer
-        regroup.settle(labeling)
+        regroup.decide_pending(labeling)
         self.shapes = [_abstract(atom) for atom in self._jaxpr.outvars]
         self._evaluation = evaluation
 
@@ -126,12 +131,12 @@ def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape_of(atom), atom.aval.dtype)
 
 
-def _only(eqn: JaxprEqn, operands: Sequence[Any], real: Sequence[int]) -> Callable[..., Any]:
+def _only(eqn: JaxprEqn, operands: Sequence[Any], differentiable: Sequence[int]) -> Callable[..., Any]:
     """The equation as a function of its differentiable operands."""
 
     def function(*xs: Any) -> list[Any]:
         filled = list(operands)
-        for place, x in zip(real, xs, strict=True):
+        for place, x in zip(differentiable, xs, strict=True):
             filled[place] = x
         return list(bind(eqn, *filled))
 

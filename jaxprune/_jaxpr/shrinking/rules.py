@@ -67,7 +67,7 @@ def _positions(kept: Kept, wanted: np.ndarray) -> np.ndarray:
 
 
 def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
-    """Fewer positions around fewer."""
+    """As many padded positions as stay."""
     config = list(eqn.params["padding_config"])
     for axis, kept in enumerate(evaluation.kept_axes(eqn.outvars[0])):
         if kept is None:
@@ -107,7 +107,7 @@ def convolve(evaluation: Evaluation, eqn: JaxprEqn, image: Any, kernel: Any) -> 
 
 
 def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequence[Any]:
-    """A sum over a pruned axis divided by its width: by the smaller width, if that is what is asked for."""
+    """Under `small`, a sum over a pruned axis that is divided by its width is divided by the smaller width."""
     if evaluation.small:
         summed, count = evaluation.value(eqn.invars[0]).summed, evaluation.value(eqn.invars[1]).const
         counts = [(len(labels), evaluation.kept(labels)) for labels in summed]
@@ -120,14 +120,14 @@ def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequ
 
 def call(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jit` and other plain calls: what is inside."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     return evaluation.child(eqn).run(*inner_jaxpr(eqn), operands)
 
 
 def remat(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jax.checkpoint` of what is inside, under the same policy."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     inside, (jaxpr, constants) = evaluation.child(eqn), inner_jaxpr(eqn)
     again = jax.checkpoint(
@@ -140,7 +140,7 @@ def remat(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any
 
 def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any]:
     """The same choice between smaller branches."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, index, *operands)
 
     def branch(number: int) -> Callable[..., list[Any]]:
@@ -153,7 +153,7 @@ def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> S
 
 def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same loop over a smaller carry."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     test_constants, body_constants, first = while_operands(eqn, operands)
     test, body = jaxpr_and_constants(eqn.params["cond_jaxpr"]), jaxpr_and_constants(eqn.params["body_jaxpr"])
@@ -167,7 +167,7 @@ def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequenc
 
 def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same loop over smaller slices; counts layers, for constants that each layer takes its own part of."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     constants, first, scanned = scan_operands(eqn, operands)
     outermost, frame = evaluation.layer is None, evaluation.child(eqn).frame
@@ -189,20 +189,20 @@ def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]
 
 def custom_jvp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its derivative."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     return derivatives.forward(evaluation, eqn, *operands)
 
 
 def custom_vjp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its gradient."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     return derivatives.backward(evaluation, eqn, *operands)
 
 
-def _touched(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
-    return any(evaluation.touched(frame) for frame in evaluation.children(eqn))
+def _shrinks(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
+    return any(evaluation.shrinks(frame) for frame in evaluation.children(eqn))
 
 
 RULES: dict[str, Callable[..., Sequence[Any]]] = {

@@ -29,7 +29,7 @@ class Addends:
         self._returned = {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
 
     def of(self, position: int) -> Addend | None:
-        """What is added to the result of an equation, if it is known before the equation; parameters are passed over."""
+        """What is added to an equation's result, if known before it. Parameters that are added are passed over."""
         variable = self._eqns[position].outvars[0]
         order = tuple(range(len(shape_of(variable))))
         while len(readers := self._readers.get(variable, ())) == 1 and variable not in self._returned:
