@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 import jaxprune
 from benchmarks import history, packages, rows, smollm, texts
-from jaxprune import budgets, oneshot, patterns
+from jaxprune import _text, budgets, layerwise, oneshot, patterns
 from jaxprune._arrays import tree
 
 _CACHE = Path(__file__).parent / "oneshot.jsonl"
@@ -63,11 +63,11 @@ def magnitude(params: Any, batches: Any, **asked: Any) -> Any:
     return jaxprune.apply(params, jaxprune.magnitude(params, where=BLOCKS, **asked))
 
 
-def sequential(method: Callable[..., Any], params: Any, batches: Any, *, budget: Any = None, **asked: Any) -> Any:
-    """Layer after layer, each for what the pruned ones before it make of the data."""
+def sequential(method: layerwise.Method, params: Any, batches: Any, *, budget: Any = None, **asked: Any) -> Any:
+    """Layer by layer, each for the inputs that the pruned layers before it give."""
     if budget is not None:
         asked["sparsity"] = _spread(params, batches, asked["sparsity"], budget)
-    return method(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
+    return oneshot.prune(smollm.fun, params, batches, method, where=BLOCKS, **asked)[0]
 
 
 def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
@@ -80,10 +80,10 @@ def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
 
 METHODS: dict[str, Callable[..., Any]] = {
     "magnitude": magnitude,
-    "wanda": functools.partial(sequential, oneshot.wanda),
-    "sparsegpt, published": functools.partial(sequential, jaxprune.sparsegpt, damping=0.01, correction=0.0),
-    "sparsegpt": functools.partial(sequential, jaxprune.sparsegpt),
-    "admm": functools.partial(sequential, jaxprune.admm),
+    "wanda": functools.partial(sequential, layerwise.Wanda()),
+    "sparsegpt, published": functools.partial(sequential, layerwise.SparseGPT(damping=0.01), correction=0.0),
+    "sparsegpt": functools.partial(sequential, layerwise.SparseGPT()),
+    "admm": functools.partial(sequential, layerwise.ADMM()),
 }
 
 
@@ -115,14 +115,11 @@ def measure(method: str, asked: str, cache: Path) -> rows.Row:
 
 def table(found: list[rows.Row]) -> str:
     """Markdown: a row for each way."""
-    lines = [
-        "| method | sparsity | Wikipedia | news | seconds | GiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    cells = [("method", "sparsity", "Wikipedia", "news", "seconds", "GiB")]
     for row in found:
-        figures = f"{row['wikipedia']:.1f} | {row['news']:.1f} | {row['seconds']:.0f} | {row['gib']:.1f}"
-        lines.append(f"| {row['method']} | {row['asked']} | {figures} |")
-    return "\n".join(lines)
+        perplexities = f"{row['wikipedia']:.1f}", f"{row['news']:.1f}"
+        cells.append((row["method"], row["asked"], *perplexities, f"{row['seconds']:.0f}", f"{row['gib']:.1f}"))
+    return "\n".join(_text.markdown(cells))
 
 
 def main(argv: list[str]) -> None:

@@ -364,6 +364,25 @@ def test_parts_of_a_kernel_are_put_where_they_belong():
     np.testing.assert_allclose(got["turned"].inputs.mean[:, 0], wide.mean(0)[::-1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("statistic", ["norm", "variance", "gram"])
+def test_samples_that_do_not_count_change_nothing(statistic):
+    """Also where the program merges the axes of the samples, and whatever the others hold."""
+
+    def fun(p, x):
+        hidden = x @ p["up"]
+        return hidden.reshape(-1, 4) @ p["down"]
+
+    rng = np.random.default_rng(0)
+    params = {"up": rng.normal(size=(6, 4)).astype(np.float32), "down": rng.normal(size=(4, 2)).astype(np.float32)}
+    x, valid = rng.normal(size=(5, 7, 6)).astype(np.float32), rng.random((5, 7)) < 0.6
+    got = calibrate(fun, params, [np.where(valid[..., None], x, np.nan)], statistic=statistic, valid=lambda _: valid)
+    expected = calibrate(fun, params, [x[valid][None]], statistic=statistic)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'up': its samples have the axes \(5, 7\), and `valid` gave \(7, 5\)"):
+        calibrate(fun, params, [x], statistic=statistic, valid=lambda _: valid.T)
+
+
 @pytest.mark.wrong_types
 def test_a_statistic_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"must be 'norm', 'variance' or 'gram'; got 'median'"):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._evaluation import _metrics
 from jaxprune._evaluation._convergence import Convergence, averaged
@@ -104,23 +105,16 @@ class Report:
         return rows
 
     def __str__(self) -> str:
-        rows = [("", "before", "after", "change"), *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            row[0].ljust(widths[0]) + "".join("  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
-            for row in rows
-        ]
-        return "\n".join(lines)
+        return "\n".join(_text.aligned([("", "before", "after", "change"), *self.rows()], "lrrr"))
 
     def to_markdown(self) -> str:
         """Both tables: the measures, and what each leaf keeps."""
-        lines = ["| measure | before | after | change |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
-        lines += ["", "| leaf | shape | weights | kept | sparsity |", "|---|---|---|---|---|"]
+        leaves = [("leaf", "shape", "weights", "kept", "sparsity")]
         for leaf in self.leaves:
             shape = "×".join(str(size) for size in leaf.shape)
-            lines.append(f"| {leaf.path} | {shape} | {leaf.size:,} | {leaf.kept:,} | {100 * leaf.sparsity:.2f} % |")
-        return "\n".join(lines)
+            leaves.append((leaf.path, shape, f"{leaf.size:,}", f"{leaf.kept:,}", f"{100 * leaf.sparsity:.2f} %"))
+        measures = [("measure", "before", "after", "change"), *self.rows()]
+        return "\n".join([*_text.markdown(measures), "", *_text.markdown(leaves)])
 
     def plot(self, path: str | Path) -> None:
         """Draws the quality before and after and the density of each leaf, and what else there is, into a file.
@@ -178,7 +172,7 @@ def report(
       ValueError: Inputs and labels differ in number, or a corruption changes the shape.
       ImportError: Without scikit-learn, which `pip install "jaxprune[demo]"` brings.
 
-    Example:
+    Examples:
       >>> fun = lambda params, x: x @ params["kernel"]
       >>> params = {"kernel": jnp.eye(3)}
       >>> masks = jaxprune.magnitude(params, 2 / 3)

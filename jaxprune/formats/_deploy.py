@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
 from jaxprune._jaxpr.tracing import arrays, trace
@@ -73,11 +74,8 @@ class Choices:
 
     def __str__(self) -> str:
         table = [("leaf", "shape", "kept", "form", "dense ms", "ms", "why"), *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
         whole = f"the whole function: {self.dense:.3f} ms dense, {self.deployed:.3f} ms deployed"
+        lines = _text.aligned(table, "lllllll")
         return "\n".join([*lines, f"{whole}, {self.dense / self.deployed:.2f} times as fast"])
 
 

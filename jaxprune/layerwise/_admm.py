@@ -10,6 +10,7 @@ Notes on what differs from the paper:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -27,10 +28,74 @@ from jaxprune.typing import Gram, Kernel, Sparsity
 _CONVERGED = 1e-4  # norm of what is left of the gradient, relative to the right-hand side
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADMM:
+    """ADMM as a method for `oneshot.prune`; see `admm`. Slower than `SparseGPT`, and nearer to the dense model.
+
+    Attributes:
+      iterations: How often the mask is reselected, at least 1.
+      damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm, so that a few
+        large inputs do not damp the others. Larger by default than for `admm` alone, for the reason in `SparseGPT`.
+      penalty: On the distance to the sparse weights, relative to the squared norm of an input. A higher one changes the
+        mask less from step to step. `None` means 1 for N:M, where higher ones give worse masks, else 3.
+      within: Which weights compete: all of the layer, or those of one output, which is better for a whole model; for
+        N:M only while the sparsity rises.
+      refit: Whether to solve for the kept weights exactly in the end, by a factorisation for each output: `out` times
+        the cost of the one that the steps share. A system that is not of full rank has its damping raised, with a
+        warning.
+
+    Examples:
+      >>> from jaxprune import layerwise, oneshot
+      >>> params, x = {"kernel": jnp.ones((8, 4))}, jax.random.normal(jax.random.key(0), (64, 8))
+      >>> method = layerwise.ADMM(iterations=10)
+      >>> params, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], method, sparsity=0.75)
+      >>> print(jaxprune.sparsity(params, masks))
+      0.75
+
+    References:
+      Boža, 2024, "Fast and Effective Weight Update for Pruned Large Language Models".
+    """
+
+    iterations: int = 20
+    damping: float = 0.3
+    penalty: float | None = None
+    within: Literal["layer", "output"] = "output"
+    refit: bool = False
+
+    @property
+    def statistic(self) -> Literal["gram"]:
+        """It needs Gram matrices."""
+        return "gram"
+
+    def prepare(self, statistic: Gram) -> Gram:
+        """The Gram matrix itself: each kernel scales and damps it anew."""
+        return statistic
+
+    def prune(
+        self, kernel: Kernel, prepared: Gram, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+    ) -> tuple[Kernel, Bool[Array, "in out"]]:
+        """Calls `admm`."""
+        penalty = self.penalty
+        if penalty is None:
+            penalty = 1.0 if isinstance(pattern, patterns.NM) else 3.0
+        return admm(
+            kernel,
+            prepared,
+            sparsity,
+            pattern=pattern,
+            iterations=self.iterations,
+            damping=self.damping,
+            penalty=penalty,
+            within=self.within,
+            refit=self.refit,
+        )
+
+
 def admm(
     kernel: Kernel,
     gram: Gram,
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     iterations: int = 20,
     damping: float = 0.01,
@@ -49,14 +114,11 @@ def admm(
       gram: $X^\top X$ of the layer's inputs, `(in, in)`.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
-      iterations: How often the mask is reselected, at least 1.
-      damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm, so that a few
-        large inputs do not damp the others.
-      penalty: On the distance to the sparse weights, relative to the squared norm of an input. A higher one changes the
-        mask less from step to step.
-      within: Which weights compete: all, or those of one output; for N:M only while the sparsity rises.
-      refit: Whether to solve for the kept weights exactly in the end, by a factorisation for each output: `out` times
-        the cost of the one above. A system that is not of full rank has its damping raised, with a warning.
+      iterations: See `ADMM`, as for the options below.
+      damping: A fraction of each input's own squared norm.
+      penalty: Relative to the squared norm of an input.
+      within: Which weights compete.
+      refit: Whether to solve for the kept weights exactly in the end.
 
     Returns:
       The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -65,7 +127,7 @@ def admm(
       ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> x = jax.random.normal(jax.random.key(0), (64, 8))
       >>> kernel, mask = layerwise.admm(jnp.ones((8, 4)), x.T @ x, 0.75)

@@ -17,6 +17,7 @@ def correct(
     kernel: Kernel,
     gram: Gram,
     cross: Float[Array, "in in"],
+    *,
     share: float = 1.0,
     damping: float = 0.3,
     residual: Float[Array, "in out"] | None = None,
@@ -43,7 +44,7 @@ def correct(
       ValueError: The shapes do not fit, the share is out of range, or the Gram matrix is not finite.
       TypeError: The kernel is not floating.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> x = jax.random.normal(jax.random.key(0), (64, 2))
       >>> changed = x * jnp.array([1.0, 0.5])  # the second input was halved

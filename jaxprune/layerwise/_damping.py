@@ -37,7 +37,7 @@ class Damped(NamedTuple):
     dead: Bool[Array, " in"]
 
 
-def damp(gram: Gram, damping: float | Float[Array, ""] = 0.01) -> Damped:
+def damp(gram: Gram, *, damping: float | Float[Array, ""] = 0.01) -> Damped:
     r"""Factorises the inverse of `gram + damping * mean(diagonal) * I`.
 
     If the Cholesky factorisation breaks down, or a pivot is no more than rounding error, the damping is raised tenfold
@@ -53,9 +53,9 @@ def damp(gram: Gram, damping: float | Float[Array, ""] = 0.01) -> Damped:
     Raises:
       ValueError: The matrix is not square, or no damping helps: it holds NaN or infinity, or is far from positive.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
-      >>> damped = layerwise.damp(jnp.diag(jnp.array([1.0, 3.0])), 0.5)
+      >>> damped = layerwise.damp(jnp.diag(jnp.array([1.0, 3.0])), damping=0.5)
       >>> print(damped.gram, damped.steps)
       [[2. 0.]
        [0. 4.]] 0

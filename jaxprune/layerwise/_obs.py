@@ -20,6 +20,7 @@ def obs(
     kernel: Kernel,
     gram: Gram | Damped,
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     damping: float = 0.0,
     within: Literal["layer", "output"] = "layer",
@@ -44,7 +45,7 @@ def obs(
       ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> kernel, mask = layerwise.obs(jnp.array([[3.0], [2.0]]), jnp.array([[2.0, 1.0], [1.0, 2.0]]), 0.5)
       >>> print(kernel)
@@ -56,7 +57,7 @@ def obs(
       Frantar & Alistarh, 2022, "Optimal Brain Compression", which removes the updates between outputs.
     """
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
-    damped = gram if isinstance(gram, Damped) else damp(gram, damping)
+    damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
     # Under N:M every output loses as many, so its weights need only compete with each other.
     by_output = within == "output" or isinstance(pattern, patterns.NM)
     competing = kernel.shape[0] if by_output else kernel.size

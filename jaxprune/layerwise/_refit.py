@@ -20,7 +20,7 @@ _LONGEST = 200
 
 
 def refit(
-    kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], damping: float = 0.01, exact: bool = False
+    kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], *, damping: float = 0.01, exact: bool = False
 ) -> Kernel:
     r"""Re-solves the kept weights of one layer, so that $\lVert X W - X \hat W \rVert_F$ is least on that support.
 
@@ -41,7 +41,7 @@ def refit(
       ValueError: The shapes do not fit, or `exact` and the Gram matrix is not finite.
       TypeError: The kernel is not floating.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> gram = jnp.array([[2.0, 1.0], [1.0, 2.0]])
       >>> print(layerwise.refit(jnp.array([[3.0], [2.0]]), gram, jnp.array([[True], [False]]), damping=0.0))

@@ -11,6 +11,7 @@ Notes on what differs from the paper's program, which works on (out, in) kernels
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -26,10 +27,54 @@ from jaxprune.layerwise._damping import Damped, damp
 from jaxprune.typing import Gram, Kernel, Sparsity
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseGPT:
+    """SparseGPT as a method for `oneshot.prune`; see `sparsegpt`.
+
+    Attributes:
+      block: How many inputs are decided on together, at least 1; rounded up to a multiple of `m` under N:M.
+      damping: See `damp`. Larger by default than for `sparsegpt` alone and than in the paper's program, 0.01: in a
+        whole model, a kernel that fits a few samples too closely serves other samples worse.
+      within: Which weights compete, if unstructured: those of a block, as in the paper's program, or those of a block
+        that belong to the same output.
+
+    Examples:
+      >>> from jaxprune import layerwise, oneshot
+      >>> params, x = {"kernel": jnp.ones((8, 4))}, jax.random.normal(jax.random.key(0), (64, 8))
+      >>> method = layerwise.SparseGPT(damping=0.05)
+      >>> params, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], method, sparsity=0.75)
+      >>> print(jaxprune.sparsity(params, masks))
+      0.75
+
+    References:
+      Frantar & Alistarh, 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot".
+    """
+
+    block: int = 128
+    damping: float = 0.1
+    within: Literal["block", "output"] = "block"
+
+    @property
+    def statistic(self) -> Literal["gram"]:
+        """It needs Gram matrices."""
+        return "gram"
+
+    def prepare(self, statistic: Gram) -> Damped:
+        """Factorises the Gram matrix, once for all kernels with the same inputs."""
+        return damp(statistic, damping=self.damping)
+
+    def prune(
+        self, kernel: Kernel, prepared: Damped, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+    ) -> tuple[Kernel, Bool[Array, "in out"]]:
+        """Calls `sparsegpt`."""
+        return sparsegpt(kernel, prepared, sparsity, pattern=pattern, block=self.block, within=self.within)
+
+
 def sparsegpt(
     kernel: Kernel,
     gram: Gram | Damped,
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     block: int = 128,
     damping: float = 0.01,
@@ -43,9 +88,9 @@ def sparsegpt(
         can share.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
-      block: So many inputs are decided on together. It is rounded up to a multiple of `m`.
+      block: See `SparseGPT`.
       damping: See `damp`. A Gram matrix that is not of full rank raises it, with a warning.
-      within: Which weights compete, if unstructured: a block's, as in the paper's program, or a block's by output.
+      within: See `SparseGPT`.
 
     Returns:
       The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -54,7 +99,7 @@ def sparsegpt(
       ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> x = jax.random.normal(jax.random.key(0), (64, 8))
       >>> kernel, mask = layerwise.sparsegpt(jnp.ones((8, 4)), x.T @ x, 0.75)
@@ -67,7 +112,7 @@ def sparsegpt(
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
     if block < 1:
         raise ValueError(f"`block` is a number of inputs, at least 1; got {block}. The paper takes 128.")
-    damped = gram if isinstance(gram, Damped) else damp(gram, damping)
+    damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
     inputs, outputs = kernel.shape
     block = min(block, inputs)
     if isinstance(pattern, patterns.NM):

@@ -27,8 +27,9 @@ _GAIN = 1e-5  # of an output's error: less than that is rounding
 
 def swap(
     kernel: Kernel,
-    mask: Bool[Array, "in out"],
     gram: Gram,
+    mask: Bool[Array, "in out"],
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     steps: int = 100,
 ) -> Bool[Array, "in out"]:
@@ -38,8 +39,8 @@ def swap(
 
     Args:
       kernel: `(in, out)`, floating, before it was pruned.
-      mask: `True` = kept.
       gram: $X^\top X$ of the layer's inputs, `(in, in)`.
+      mask: `True` = kept.
       pattern: `Unstructured()`, or the `NM(n, m)` that the mask obeys and shall go on to.
       steps: Swaps in each output at most.
 
@@ -50,10 +51,10 @@ def swap(
       ValueError: The shapes or the pattern do not fit.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> kernel, mask = jnp.array([[1.0], [2.0]]), jnp.array([[True], [False]])
-      >>> print(layerwise.swap(kernel, mask, jnp.eye(2)))
+      >>> print(layerwise.swap(kernel, jnp.eye(2), mask))
       [[False]
        [ True]]
 
@@ -64,11 +65,11 @@ def swap(
     _choice.check_mask(kernel, mask)
     if isinstance(pattern, patterns.NM) and pattern.group > 1:
         raise ValueError(f"A swap moves one weight, and `NM(..., group={pattern.group})` several. Take `group=1`.")
-    return _swap(kernel, mask, gram, pattern, steps)
+    return _swap(kernel, gram, mask, pattern, steps)
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "steps"))
-def _swap(kernel: Kernel, mask: Bool[Array, "in out"], gram: Gram, pattern: Any, steps: int) -> Bool[Array, "in out"]:
+def _swap(kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], pattern: Any, steps: int) -> Bool[Array, "in out"]:
     dtype = _choice.working(kernel, gram)
     weights, gram = kernel.T.astype(dtype), gram.astype(dtype)
     rows = jnp.arange(weights.shape[0])

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.coupling.biases import Consumer, consumers
 from jaxprune._jaxpr.coupling.choice import by_split
@@ -131,8 +132,7 @@ class Coupling:
             slices = ", ".join(f"{m.path}[{m.axis}]" for m in group.members)
             width = f"{group.layers} x {group.width}" if group.stack is not None else str(group.width)
             rows.append((group.name, width, f"{slope:,.0f}", slices))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join([a.ljust(widths[0]), b.rjust(widths[1]), c.rjust(widths[2]), d]) for a, b, c, d in rows]
+        lines = _text.aligned(rows, "lrrl")
         lines += ["", "kept whole:"] if self.frozen else []
         lines += [f"  {path}[{axis}]: {reason}" for (path, axis), reason in self.frozen.items()]
         return "\n".join(lines)
