@@ -82,7 +82,7 @@ def deployed(size: int, batch: int, mask: np.ndarray, repeats: int) -> tuple[str
         "deployed": functools.partial(call, stored, x),
         "dense again": functools.partial(product, Dense.of(jnp.copy(masked)), x),
     }
-    times = waited.seconds(list(calls.values()), repeats, together=_SECONDS)
+    times = waited.seconds(list(calls.values()), repeats, total=_SECONDS)
     first, second = times[:, ::2], times[:, 1::2]  # what looks best by luck in one half gains nothing in the other
     best = int(np.argmin(np.median(first[:2], axis=1)))
     form = choices.leaves[0].form

@@ -28,7 +28,7 @@ class Count:
 
     Attributes:
       by_leaf: Leaf index -> count.
-      times: Product of the lengths of the loops around.
+      times: Product of the lengths of the enclosing scans.
       unbounded: Whether a `while` was met, whose body counts once.
     """
 

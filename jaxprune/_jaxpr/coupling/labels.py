@@ -199,7 +199,7 @@ def total(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         _must_be_zero(labeling, eqn, operand.axes[axis], operand.zero[axis])
     left = [a for a in range(len(operand.axes)) if a not in axes]
     out = labelled([operand.axes[a] for a in left], [operand.zero[a] for a in left])
-    return [out.but(summed=tuple(operand.axes[a] for a in axes))]
+    return [out.replace(summed=tuple(operand.axes[a] for a in axes))]
 
 
 def extreme(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:

@@ -35,7 +35,7 @@ def transpose(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """Permutes the axes."""
     order = eqn.params["permutation"]
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in order))
-    return [labelled([operand.axes[a] for a in order], [operand.zero[a] for a in order]).but(leaf=leaf)]
+    return [labelled([operand.axes[a] for a in order], [operand.zero[a] for a in order]).replace(leaf=leaf)]
 
 
 def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -46,7 +46,7 @@ def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     left = [a for a in range(len(operand.axes)) if a not in gone]
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in left))
     out = labelled([operand.axes[a] for a in left], [operand.zero[a] for a in left])
-    return [out.but(leaf=leaf, summed=operand.summed, const=operand.const)]
+    return [out.replace(leaf=leaf, summed=operand.summed, const=operand.const)]
 
 
 def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -164,7 +164,7 @@ def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         labels if (a, b, s) == (0, len(labels), 1) else labels[a:b:s]
         for labels, a, b, s in zip(operand.axes, start, limit, strides, strict=True)
     ]
-    return [labelled(axes, operand.zero).but(const=operand.const)]
+    return [labelled(axes, operand.zero).replace(const=operand.const)]
 
 
 def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -198,7 +198,7 @@ def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[
 def reverse(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """`rev`: reverses the label arrays."""
     turned = eqn.params["dimensions"]
-    return [operand.but(axes=tuple(x[::-1] if a in turned else x for a, x in enumerate(operand.axes)), leaf=None)]
+    return [operand.replace(axes=tuple(x[::-1] if a in turned else x for a, x in enumerate(operand.axes)), leaf=None)]
 
 
 def gather(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value) -> list[Value]:

@@ -44,7 +44,7 @@ class Value:
     leaf: Leaf | None = None
     summed: tuple[Labels, ...] = ()
 
-    def but(self, **changes: Any) -> Value:
+    def replace(self, **changes: Any) -> Value:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
@@ -118,7 +118,7 @@ class Labeling:
         operand's and the result's axis that correspond, or `None` to leave it undecided.
       exact: Whether a sum over removed positions must be known to add zeros.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
-      times: Product of the lengths of the scans around.
+      times: Product of the lengths of the enclosing scans.
       scan: Which outermost scan is being walked, 0 for none.
       pending: Regroupings to be decided by `regroup.decide_pending`.
       terms: Multiply-accumulates of the contractions met so far.
@@ -126,7 +126,7 @@ class Labeling:
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
       escaped: Labels of values outside the bodies of outermost scans.
-      around: The equations that hold the jaxpr being walked.
+      enclosing: The equations that hold the jaxpr being walked.
     """
 
     forest: Forest
@@ -143,7 +143,7 @@ class Labeling:
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     escaped: list[Labels] = dataclasses.field(default_factory=list)
-    around: list[JaxprEqn] = dataclasses.field(default_factory=list)
+    enclosing: list[JaxprEqn] = dataclasses.field(default_factory=list)
 
     def fresh(self, shape: Sequence[int]) -> Value:
         """A value whose axes are free."""
@@ -151,7 +151,7 @@ class Labeling:
 
     def literal(self, value: Any) -> Value:
         """The value of a literal or a constant."""
-        return self.fresh(np.shape(value)).but(const=scalar(value))
+        return self.fresh(np.shape(value)).replace(const=scalar(value))
 
     def run(
         self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0
@@ -160,15 +160,15 @@ class Labeling:
         outer = self.frame
         if outer is not None:
             self.frame = outer.children[id(eqn), branch] = Frame()
-        self.around.append(eqn)
+        self.enclosing.append(eqn)
         outputs = self.walk(jaxpr, constants, arguments)
-        self.around.pop()
+        self.enclosing.pop()
         self.frame = outer
         return outputs
 
     def source(self, eqn: JaxprEqn) -> str:
         """Where the user's program made an equation; what a library made is where the library was called."""
-        return next(filter(None, map(source_of, (eqn, *reversed(self.around)))), "an unknown line")
+        return next(filter(None, map(source_of, (eqn, *reversed(self.enclosing)))), "an unknown line")
 
     def walk(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr in the current frame."""

@@ -51,7 +51,7 @@ class Part:
     starts: Mapping[int, Any] = dataclasses.field(default_factory=dict)
     unplaced: str = ""
 
-    def but(self, axes: Iterable[tuple[Digit, ...]], dropped: Iterable[Digit] = ()) -> Part:
+    def with_axes(self, axes: Iterable[tuple[Digit, ...]], dropped: Iterable[Digit] = ()) -> Part:
         """The same leaf with other axes; along the digits `dropped` the value holds one position."""
         return dataclasses.replace(self, axes=tuple(axes), stacked=union(self.stacked, axes_of(dropped)))
 
@@ -59,7 +59,7 @@ class Part:
         """The same leaf at an unknown place."""
         return dataclasses.replace(self, unplaced=self.unplaced or reason)
 
-    def on(self, axis: int, digits: Iterable[Digit]) -> Part:
+    def with_digits(self, axis: int, digits: Iterable[Digit]) -> Part:
         """The same leaf with other digits on one axis of the value."""
         axes = tuple(tuple(digits) if a == axis else kept for a, kept in enumerate(self.axes))
         return dataclasses.replace(self, axes=axes)
@@ -70,9 +70,9 @@ class Part:
         if len(digits) > 1 or min(before, after) < 0:
             return self.without_place("it is a part of something larger")
         digit = digits[0] if digits else Digit(NOTHING, size)
-        return self.on(axis, [digit._replace(before=digit.before + before, after=digit.after + after)])
+        return self.with_digits(axis, [digit._replace(before=digit.before + before, after=digit.after + after)])
 
-    def at(self, axis: int, start: Any, size: int, step: int = 1) -> Part | None:
+    def sliced(self, axis: int, start: Any, size: int, step: int = 1) -> Part | None:
         """Cuts an axis of the value to `size` positions, from `start` on; `None` if nothing of the leaf is left."""
         digits, starts = self.axes[axis], dict(self.starts)
         if len(digits) == 1 and not digits[0].alone:
@@ -85,7 +85,7 @@ class Part:
             place = start // rest % digit.size if len(digits) > 1 else start
             starts[digit.axis] = starts.get(digit.axis, 0) + digit.stride * place
             cut.append(Digit(digit.axis, size, digit.stride * step))
-        return dataclasses.replace(self.on(axis, cut), starts=starts)
+        return dataclasses.replace(self.with_digits(axis, cut), starts=starts)
 
     def _between(self, axis: int, start: Any, size: int, step: int) -> Part | None:
         """Cuts an axis on which others lie before and after the leaf."""
@@ -98,7 +98,7 @@ class Part:
         skipped = first - digit.before
         starts = {**self.starts, digit.axis: self.starts.get(digit.axis, 0) + digit.stride * skipped}
         left = digit._replace(size=last - first, before=first - start, after=start + size - last)
-        return dataclasses.replace(self.on(axis, [left]), starts=starts)
+        return dataclasses.replace(self.with_digits(axis, [left]), starts=starts)
 
 
 def axes_of(digits: Iterable[Digit]) -> Axes:

@@ -125,7 +125,7 @@ def _united(values: Sequence[Value], rank: int) -> Value:
     parts: dict[int, Part] = {}
     for value in values:
         for index, part in (value or {}).items():
-            ranked = part if part.axes else part.but(((),) * rank)  # a scalar has no axes of its own
+            ranked = part if part.axes else part.with_axes(((),) * rank)  # a scalar has no axes of its own
             parts[index] = united(parts[index], ranked) if index in parts else ranked
     return parts
 
@@ -170,7 +170,7 @@ def _moved(move: Callable[[JaxprEqn, Part], Part | None]) -> Callable[..., Seque
 
 
 def _transposed(eqn: JaxprEqn, part: Part) -> Part:
-    return part.but(part.axes[a] for a in eqn.params["permutation"])
+    return part.with_axes(part.axes[a] for a in eqn.params["permutation"])
 
 
 def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
@@ -180,7 +180,7 @@ def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
 def _dropped(part: Part | None, gone: Sequence[int]) -> Part | None:
     """Without some axes of the value, of each of which one position is left."""
     left = [digits for a, digits in enumerate(part.axes) if a not in gone] if part else []
-    return part and part.but(left, [digit for a in gone for digit in part.axes[a]])
+    return part and part.with_axes(left, [digit for a in gone for digit in part.axes[a]])
 
 
 def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
@@ -197,7 +197,7 @@ def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
 def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     if 0 in before:
-        return part.but([()] * len(after))
+        return part.with_axes([()] * len(after))
     axes: list[tuple[Digit, ...]] = [()] * len(after)
     dropped: tuple[Digit, ...] = ()
     unplaced = part.unplaced
@@ -213,7 +213,7 @@ def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
                 unplaced = unplaced or "a reshape cuts across its axes"
             for axis, digits in zip(right, split or [merged] * len(right), strict=True):
                 axes[axis] = tuple(digit for digit in digits if digit.axis != NOTHING or not digit.alone)
-    return dataclasses.replace(part.but(axes, dropped), unplaced=unplaced)
+    return dataclasses.replace(part.with_axes(axes, dropped), unplaced=unplaced)
 
 
 def _reversed(eqn: JaxprEqn, part: Part) -> Part | None:
@@ -244,7 +244,7 @@ def _cut(part: Part, cuts: Sequence[tuple[int, Any, int, int]]) -> Part | None:
     """Cuts axes, each from a start on to a size with a step."""
     left: Part | None = part
     for cut in cuts:
-        left = left and left.at(*cut)
+        left = left and left.sliced(*cut)
     return left
 
 
@@ -254,13 +254,13 @@ def _split(found: Uses, eqn: JaxprEqn, operand: Value) -> list[Value]:
     axis, start = eqn.params["axis"], 0
     outputs: list[Value] = []
     for size in map(int, eqn.params["sizes"]):
-        outputs.append(_each(operand, lambda part, a=start, n=size: part.at(axis, a, n)))
+        outputs.append(_each(operand, lambda part, a=start, n=size: part.sliced(axis, a, n)))
         start += size
     return outputs
 
 
 def _reduced(eqn: JaxprEqn, part: Part) -> Part:
-    return part.but(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
+    return part.with_axes(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
 
 
 def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Value]:
@@ -312,7 +312,7 @@ def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _
     """What the body of a `scan` is given at a step."""
     constants, carry, stacks = scan_operands(eqn, operands)
     found.end("a 'scan' carries it", *carry)
-    slices = [_each(value, lambda part: _dropped(part.at(0, step, 1), [0])) for value in stacks]
+    slices = [_each(value, lambda part: _dropped(part.sliced(0, step, 1), [0])) for value in stacks]
     return [*constants, *[None] * len(carry), *slices]
 
 

@@ -23,7 +23,7 @@ from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`custom_jvp_call` on smaller operands."""
     differentiable = _differentiable(eqn)
-    values = [evaluation.value(atom).but(leaf=None) for atom in eqn.invars]
+    values = [evaluation.value(atom).replace(leaf=None) for atom in eqn.invars]
 
     def function(layer: Any, *xs: Any) -> list[Any]:
         inside = evaluation.child(eqn)
@@ -55,7 +55,7 @@ def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[A
 def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`custom_vjp_call` on smaller operands."""
     differentiable = _differentiable(eqn)
-    values = [evaluation.value(atom).but(leaf=None) for atom in eqn.invars]
+    values = [evaluation.value(atom).replace(leaf=None) for atom in eqn.invars]
     count = len(eqn.outvars)
     shapes = [_abstract(atom) for atom in eqn.invars]
     structure: list[Any] = []
@@ -107,7 +107,7 @@ class Replay:
         self._jaxpr, self._constants = jaxpr_and_constants(jax.make_jaxpr(full)(*shapes))
         self._frame, outer = Frame(), labeling.frame
         labeling.frame = self._frame
-        self.outputs = [value.but(leaf=None) for value in labeling.walk(self._jaxpr, self._constants, list(values))]
+        self.outputs = [value.replace(leaf=None) for value in labeling.walk(self._jaxpr, self._constants, list(values))]
         labeling.frame = outer
         regroup.decide_pending(labeling)
         self.shapes = [_abstract(atom) for atom in self._jaxpr.outvars]

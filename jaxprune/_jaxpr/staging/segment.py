@@ -1,4 +1,4 @@
-"""A stretch of a flat jaxpr as a program of its own; equal stretches, such as a model's layers, are compiled once."""
+"""A part of a flat jaxpr as a program of its own; equal parts, such as a model's layers, are compiled once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _run(segment: Segment, values: list[Any], lifted: list[Any]) -> list[Any]:
 
 
 def _key(eqns: Sequence[JaxprEqn], outputs: Sequence[Any], numbers: dict[Var, int], lifted: list[Any]) -> Any:
-    """Equations with variables numbered as they appear: the same for two stretches only if they compute the same."""
+    """Equations with variables numbered as they appear: the same for two segments only if they compute the same."""
 
     def atom(atom: Any) -> Any:
         if isinstance(atom, Literal):
