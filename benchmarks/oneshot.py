@@ -1,9 +1,9 @@
 """How much of a language model is left after pruning without retraining?
 
 SmolLM2-135M, every linear layer of its blocks, calibrated on eight sequences of Wikipedia. For each method and
-sparsity: the perplexity on articles that were not seen, and on news; the seconds, compilation included; and how much
-memory the process had taken at most by then, the model and the machinery of JAX included. Every row is measured in a
-process of its own and kept in `oneshot.jsonl` beside this file.
+sparsity: the perplexity on other articles, and on news; the seconds, compilation included; and the peak memory of the
+process by then, the model and JAX itself included. Every row is measured in a process of its own and kept in
+`oneshot.jsonl` next to this file.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def dense(params: Any, batches: Any) -> Any:
 
 
 def magnitude(params: Any, batches: Any, **asked: Any) -> Any:
-    """The baseline that looks at no data."""
+    """The baseline that uses no data."""
     del batches
     return jaxprune.apply(params, jaxprune.magnitude(params, where=BLOCKS, **asked))
 
@@ -88,7 +88,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 
 def measure(method: str, asked: str, cache: Path) -> rows.Row:
-    """Prunes the model in one way, and says what that took and what is left."""
+    """Prunes the model in one way: what that took, and the perplexity afterwards."""
     params, tokenizer = smollm.load(cache)
     train, test = texts.wikipedia(cache)
     sequences = texts.sequences(train, tokenizer)
@@ -114,7 +114,7 @@ def measure(method: str, asked: str, cache: Path) -> rows.Row:
 
 
 def table(found: list[rows.Row]) -> str:
-    """Markdown: a row for each way."""
+    """The rows as a table in Markdown."""
     cells = [("method", "sparsity", "Wikipedia", "news", "seconds", "GiB")]
     for row in found:
         perplexities = f"{row['wikipedia']:.1f}", f"{row['news']:.1f}"

@@ -1,4 +1,4 @@
-"""Two English texts that the package gensim carries for its own tests: Wikipedia, and news."""
+"""Two English texts that the package gensim contains for its tests: Wikipedia, and news."""
 
 import bz2
 import html

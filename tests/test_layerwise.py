@@ -166,12 +166,12 @@ def test_corrected_kernels_are_least_squares(share):
     x = inputs(200, 32)
     changed = x + 0.5 * inputs(200, 32, seed=7)
     kernel = np.random.default_rng(1).normal(size=(32, 12))
-    stray = np.random.default_rng(2).normal(size=(200, 12))
-    goal = share * (x @ kernel + stray) + (1 - share) * changed @ kernel
+    drift = np.random.default_rng(2).normal(size=(200, 12))
+    goal = share * (x @ kernel + drift) + (1 - share) * changed @ kernel
     gram, cross = changed.T @ changed, changed.T @ x
     pull = 0.2 * np.diag(np.diag(gram))
     expected = np.linalg.solve(gram + pull, changed.T @ goal + pull @ kernel)
-    kernel, gram, cross, residual = (jnp.asarray(a, jnp.float32) for a in (kernel, gram, cross, changed.T @ stray))
+    kernel, gram, cross, residual = (jnp.asarray(a, jnp.float32) for a in (kernel, gram, cross, changed.T @ drift))
     got = layerwise.correct(kernel, gram, cross, share=share, damping=0.2, residual=residual)
     np.testing.assert_allclose(got, expected, atol=1e-3)
 

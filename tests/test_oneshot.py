@@ -128,7 +128,7 @@ def residual_by_columns(p, x):
 
 @pytest.mark.parametrize("fun", [residual_by_rows, residual_by_columns])
 def test_a_kernel_that_adds_to_a_stream_makes_up_for_all_of_it(fun):
-    """The stream has strayed by what the embedding lost."""
+    """The stream has changed by what pruning the embedding has changed."""
 
     def embedded(p, x):
         return fun(p, x @ p["embed"])

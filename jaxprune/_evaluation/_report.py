@@ -61,8 +61,8 @@ class Report:
       before: Of the dense model.
       after: Of the pruned one.
       leaves: What each pruned leaf keeps.
-      requested: The sparsity that was asked for, if it was said.
-      convergence: Both trainings' losses, if they were given.
+      requested: The sparsity that was asked for, if `report` was told.
+      convergence: The losses of both trainings, if `report` was given them.
     """
 
     before: Evaluation
@@ -156,14 +156,14 @@ def report(
     Args:
       before: `(fun, params)` of the dense model.
       after: `(fun, params)` of the pruned one: the same function with pruned parameters, or a smaller one.
-      inputs: Samples `(n, ...)`, best none that the model was trained on.
+      inputs: Samples `(n, ...)`, best such as the model was not trained on.
       labels: Integer classes `(n,)`.
-      masks: Of the pruned parameters, where they are masked; without, what differs in shape counts as pruned.
-      requested: The sparsity asked for, to be shown beside the one found.
+      masks: Of the pruned parameters, where they are masked; without masks, leaves of another shape count as pruned.
+      requested: The sparsity that was asked for, which the report shows next to the one achieved.
       timed: Measure the time for one batch. A masked model is not faster than a dense one; a shrunk one is.
       corruptions: Functions from inputs to worse inputs, by name, under which the accuracy is measured again, such as
         `corruptions.standard(jax.random.key(0))`.
-      convergence: The losses of both trainings, to compare the steps that they take.
+      convergence: The losses of both trainings, to compare how many steps they take.
 
     Returns:
       The evidence.
@@ -182,11 +182,11 @@ def report(
     if len(inputs) != len(labels):
         raise ValueError(f"`report` needs one label for each input; got {len(inputs)} inputs, {len(labels)} labels.")
     samples, answers = np.asarray(inputs), np.asarray(labels)
-    worse = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
+    corrupted = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
     milliseconds = _times(before, after, samples[:_BATCH]) if timed else (None, None)
     return Report(
-        _evaluate(before, samples, answers, worse, None, milliseconds[0]),
-        _evaluate(after, samples, answers, worse, masks, milliseconds[1]),
+        _evaluate(before, samples, answers, corrupted, None, milliseconds[0]),
+        _evaluate(after, samples, answers, corrupted, masks, milliseconds[1]),
         _metrics.summary(after[1], masks) if masks is not None else _smaller(before[1], after[1]),
         requested,
         convergence,
@@ -194,19 +194,19 @@ def report(
 
 
 def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray:
-    worse = np.asarray(corrupt(inputs))
-    if worse.shape != inputs.shape:
+    corrupted = np.asarray(corrupt(inputs))
+    if corrupted.shape != inputs.shape:
         raise ValueError(
-            f"`corruptions['{name}']` must keep the shape of the inputs, {inputs.shape}; got {worse.shape}."
+            f"`corruptions['{name}']` must keep the shape of the inputs, {inputs.shape}; got {corrupted.shape}."
         )
-    return worse
+    return corrupted
 
 
 def _evaluate(
     model: Model,
     inputs: np.ndarray,
     labels: np.ndarray,
-    worse: Mapping[str, np.ndarray],
+    corrupted: Mapping[str, np.ndarray],
     masks: Masks | None,
     milliseconds: float | None,
 ) -> Evaluation:
@@ -231,12 +231,12 @@ def _evaluate(
         _metrics.nbytes(params, masks),
         float(counted.effective),
         milliseconds,
-        {name: float(accuracy_score(labels, predict(samples))) for name, samples in worse.items()},
+        {name: float(accuracy_score(labels, predict(samples))) for name, samples in corrupted.items()},
     )
 
 
 def _times(before: Model, after: Model, batch: np.ndarray) -> tuple[float, float]:
-    """Median milliseconds of both, in turn, so that what else the machine does falls on both alike."""
+    """Median milliseconds of both, timed alternately, so that other load on the machine affects both alike."""
     calls = [(jax.jit(fun), params) for fun, params in (before, after)]
     times: list[list[float]] = [[], []]
     for _ in range(_TIMINGS + 1):
@@ -248,7 +248,7 @@ def _times(before: Model, after: Model, batch: np.ndarray) -> tuple[float, float
 
 
 def _smaller(before: Params, after: Params) -> list[_metrics.LeafSummary]:
-    """The leaves that a shrunk model holds in a smaller shape."""
+    """The leaves whose shape differs, as they do in a shrunk model."""
     sizes = dict(zip(tree.paths(after), jax.tree.leaves(after), strict=True))
     rows = list[_metrics.LeafSummary]()
     for path, leaf in tree.flatten(before)[0]:
@@ -267,7 +267,7 @@ def _steps(number: int | None) -> str:
 
 
 def _draw_pairs(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    """Shares in per cent, before beside after."""
+    """Draws bars of shares in per cent, in pairs of before and after."""
     for offset, label, shares in ((-0.2, "before", before), (0.2, "after", after)):
         bars = axes.bar(np.arange(len(names)) + offset, [100 * share for share in shares], 0.4, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize="small")

@@ -31,8 +31,7 @@ _HEADING = ("round", "from", "sparsity", "metric", "epochs")
 class Trainer:
     """How a model is trained: your functions, in any framework.
 
-    All must do the same when called again with the same arguments, or a run that was killed will not end as it would
-    have.
+    All must be deterministic, or a run that is resumed will not end as it would have without the interruption.
 
     Attributes:
       init: `init(params, masks)`, what the step carries besides the parameters, such as
@@ -108,7 +107,7 @@ def prune_retrain(
         `lambda params, sparsity: jaxprune.slim(params, sparsity, coupling=coupling)`.
       trainer: How to train and evaluate.
       target: `targets.AtSparsity`, `targets.AtMost` or `targets.Within`.
-      epochs: Of retraining in a round, at most.
+      epochs: The most epochs of retraining in a round.
       patience: Stop a round after so many epochs without a better metric; `None` never.
       snapshot: Rewind to these weights before each retraining: lottery tickets; see `rewind`.
       minimum: Stop after a round whose metric is below this; the best of the rounds before it is the result.
@@ -173,7 +172,7 @@ class _Retrained(NamedTuple):
 def _retrain(
     trainer: Trainer, epochs: int, patience: int | None, report: Progress, index: int, start: Params, masks: Masks
 ) -> _Retrained:
-    """Trains a pruned model and keeps the best epoch's."""
+    """Trains a pruned model, and keeps the parameters of the best epoch."""
     params, best = _copy(start), _Retrained(start, _metric(trainer, start), 0, 0)
     state = trainer.init(params, masks)
     report(0, epochs, f"round {index}, metric {best.metric:.4f}")
@@ -197,7 +196,7 @@ def _metric(trainer: Trainer, params: Params) -> float:
 
 
 def _copy(params: Params) -> Params:
-    """A copy, since a step may be given its arguments' memory."""
+    """A copy, since a jitted step may donate its arguments."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if tree.is_array(leaf) else leaf, params)
 
 
@@ -257,12 +256,12 @@ class _Run:
         if index == 0:
             return self.dense, jax.tree.map(lambda _: None, self.dense)
         if index not in self.models and self.folder is not None:
-            masks = self.strategy(self.dense, self.rounds[index].asked)  # lends its structure
+            masks = self.strategy(self.dense, self.rounds[index].asked)  # for its structure alone
             self.models[index] = _checkpoints.load(self.folder, index, self.dense, masks)
         return self.models[index]
 
     def cost(self, parent: int, of: Callable[[Params, Masks], float], sparsity: float) -> float:
-        """What a round's model would cost if it were pruned so."""
+        """The cost of a round's model pruned to a sparsity."""
         params, _ = self.model(parent)
         return of(params, self.strategy(params, sparsity))
 

@@ -1,10 +1,11 @@
-"""ADMM: prunes a layer by alternating between the best weights and the sparsest ones.
+"""ADMM: prunes a layer by alternating between the best dense weights and the nearest sparse ones.
 
 Notes on what differs from the paper:
 
 1. Once the mask is found, conjugate gradients solve for the kept weights until they have converged, all outputs at a
-   time; more ADMM steps with a fixed mask would go to the same solution, more slowly.
-2. The sparsity rises for N:M too: besides those that the pattern chooses, ever fewer of the highest weights stay.
+   time; more ADMM steps with a fixed mask would reach the same solution more slowly.
+2. The sparsity rises for N:M too: at first the largest weights stay as well, besides those that the pattern chooses,
+   and with every step fewer of them.
 3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
 """
 
@@ -25,7 +26,7 @@ from jaxprune.layerwise._damping import factorise, report
 from jaxprune.layerwise._refit import refine, scaled, solve
 from jaxprune.typing import Gram, Kernel, Sparsity
 
-_CONVERGED = 1e-4  # norm of what is left of the gradient, relative to the right-hand side
+_CONVERGED = 1e-4  # norm of the residual, relative to that of the right-hand side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,11 +104,11 @@ def admm(
     within: Literal["layer", "output"] = "layer",
     refit: bool = False,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
-    r"""Prunes one layer and re-solves what is left, so that $\lVert X W - X \hat W \rVert_F$ is small.
+    r"""Prunes one layer and solves for the kept weights, so that $\lVert X W - X \hat W \rVert_F$ is small.
 
-    Inputs are first scaled to unit norm, so that a weight competes by its share of the output, and one factorisation
-    serves every step. The mask is reselected at each, while the sparsity rises to its final value; then the weights
-    are refined on that mask until they have converged.
+    Inputs are first scaled to unit norm, so that weights are compared by what they add to the output, and one
+    factorisation serves every step. Each step selects the mask anew, while the sparsity rises to its final value; then
+    the weights are refined on that mask until they have converged.
 
     Args:
       kernel: `(in, out)`, floating.
@@ -141,7 +142,7 @@ def admm(
     if iterations < 1:
         raise ValueError(f"`iterations` must be at least 1; got {iterations}. The paper takes 20.")
     competing = kernel.shape[0] if within == "output" else kernel.size
-    final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of those that compete
+    final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of the weights that compete
     rising = [final * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]
     keep = jnp.concatenate([_choice.counts([competing], s) for s in rising])
     pruned, mask, fit = _admm(kernel, gram, keep, damping, penalty, pattern, within == "output", refit)

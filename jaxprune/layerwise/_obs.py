@@ -32,7 +32,7 @@ def obs(
 
     Args:
       kernel: `(in, out)`, floating.
-      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or what `damp` made of it.
+      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or the result of `damp`.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       damping: See `damp`. A Gram matrix that is not of full rank raises it, with a warning.
@@ -58,7 +58,7 @@ def obs(
     """
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
     damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
-    # Under N:M every output loses as many, so its weights need only compete with each other.
+    # Under N:M every output loses the same number of weights, so outputs need not compete with each other.
     by_output = within == "output" or isinstance(pattern, patterns.NM)
     competing = kernel.shape[0] if by_output else kernel.size
     removed = competing - _choice.counts([competing], sparsity)[0]
@@ -96,7 +96,7 @@ def _obs(
 
 
 def _may_lose(mask: Bool[Array, "out in"], pattern: Any) -> Bool[Array, "out in"]:
-    """Weights in groups that still hold more than they keep."""
+    """The weights of groups that hold more than `n` kept weights so far."""
     if not isinstance(pattern, patterns.NM):
         return mask
     left = jnp.sum(mask.reshape(mask.shape[0], -1, pattern.m), axis=2, dtype=jnp.int32)

@@ -1,10 +1,10 @@
-"""SparseGPT: prunes the inputs of a layer in order, each time letting the later ones make up for the error.
+"""SparseGPT: prunes the inputs of a layer in order; the weights of later inputs make up for the error so far.
 
 Notes on what differs from the paper's program, which works on (out, in) kernels:
 
 1. The factor of the inverse comes from one Cholesky factorisation and one triangular solve, with no explicit inverse.
-2. Errors are applied late at two levels, block and group, by one product each ("left-looking"): a kernel row is read
-   with all earlier errors at once. The results are the same up to rounding.
+2. An error is not applied to all later rows of the kernel at once. Each row makes up for all earlier errors when its
+   turn comes ("left-looking"), by one product for a block and one for a group. The results are the same up to rounding.
 3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
 4. A dead input's diagonal is set to the mean of the others and not to 1, so that the scale of the inputs is immaterial.
 """
@@ -80,11 +80,11 @@ def sparsegpt(
     damping: float = 0.01,
     within: Literal["block", "output"] = "block",
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
-    r"""Prunes one layer and adjusts what is left, so that $\lVert X W - X \hat W \rVert_F$ stays small.
+    r"""Prunes one layer and adjusts the kept weights, so that $\lVert X W - X \hat W \rVert_F$ stays small.
 
     Args:
       kernel: `(in, out)`, floating.
-      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or what `damp` made of it, which layers with the same input
+      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or the result of `damp`, which layers with the same inputs
         can share.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
@@ -145,7 +145,7 @@ def _sparsegpt(
         if isinstance(pattern, patterns.NM):
             return _in_order(weights, factor, pattern.m, by_group)
         padding = index * block + jnp.arange(block) >= inputs
-        # NaN is pruned first, so what pads the last block never takes the place of a weight.
+        # NaN is pruned first, so the padding of the last block never takes the place of a weight.
         scores = jnp.where(padding[:, None], jnp.nan, _saliency(weights, factor))
         return _prune(weights, factor, _choice.highest(scores, keep[index], by_output))
 
@@ -164,7 +164,7 @@ def _saliency(weights: Float[Array, "in out"], factor: Float[Array, "in in"]) ->
 def _in_order(
     weights: Float[Array, "in out"], factor: Float[Array, "in in"], size: int, prune: Callable[..., tuple[Array, ...]]
 ) -> tuple[Array, Array, Array]:
-    """Calls `prune(weights, factor, index)` on `size` inputs after another, with all errors so far made up for.
+    """Calls `prune(weights, factor, index)` on `size` inputs at a time, whose weights make up for all earlier errors.
 
     Returns:
       The pruned weights, their mask and the errors, each (in, out).
@@ -173,7 +173,7 @@ def _in_order(
     def step(index: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         _, _, errors = state
         start = index * size
-        columns = lax.dynamic_slice_in_dim(factor, start, size, axis=1)  # above what is not yet pruned, errors are 0
+        columns = lax.dynamic_slice_in_dim(factor, start, size, axis=1)  # errors of later inputs are still 0
         rows = lax.dynamic_slice_in_dim(weights, start, size) - columns.T @ errors
         results = prune(rows, lax.dynamic_slice_in_dim(columns, start, size), index)
         return tuple(lax.dynamic_update_slice_in_dim(s, r, start, 0) for s, r in zip(state, results, strict=True))

@@ -1,4 +1,4 @@
-"""Wanda: removes the weights that add least to their output, and leaves the others as they are."""
+"""Wanda: removes the weights that add least to their output; the others do not change."""
 
 from __future__ import annotations
 
