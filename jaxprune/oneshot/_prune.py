@@ -91,8 +91,8 @@ def prune(
     pattern = _kernels.along_inputs(pattern)
     if method.statistic not in ("gram", "norm"):
         raise ValueError(
-            f"`{type(method).__name__}.statistic` must be 'gram' or 'norm'; got {method.statistic!r}. Give a value, such "
-            "as `layerwise.SparseGPT()`."
+            f"`{type(method).__name__}.statistic` must be 'gram' or 'norm'; got {method.statistic!r}. Give a value, "
+            "such as `layerwise.SparseGPT()`."
         )
     if correction is None:
         correction = _CORRECTION if method.statistic == "gram" else 0.0
