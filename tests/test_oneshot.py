@@ -309,6 +309,27 @@ def test_a_method_of_a_users_own_is_told_what_the_pattern_fixes_and_its_errors_a
         oneshot.prune(lambda p, x: x @ p["w"], {"w": normal(0, 8, 1)}, BATCHES, method)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"statistic": "variance"}, r"`Changed.statistic` must be 'gram' or 'norm'; got 'variance'"),
+        (
+            {"prune": lambda kernel, *_: (kernel.astype(jnp.bfloat16), kernel > 0)},
+            r"'up': `Changed.prune` .* got bfloat16 \(8, 8\) and bool",
+        ),
+        (
+            {"prune": lambda kernel, *_: (kernel, kernel)},
+            r"'up': .* the mask as bool \(8, 8\); got .* and float32 \(8, 8\)",
+        ),
+        ({"prune": lambda kernel, *_: (kernel, kernel[:4] > 0)}, r"'up': .* and bool \(4, 8\)"),
+    ],
+)
+def test_a_method_that_does_not_keep_to_the_protocol_is_named(changes, message):
+    method = type("Changed", (Doubled,), {name: staticmethod(c) if callable(c) else c for name, c in changes.items()})
+    with pytest.raises(ValueError, match=message):
+        oneshot.prune(two_layers, PARAMS, BATCHES, method([]))
+
+
 def test_methods_without_gram_matrices_are_not_corrected():
     with pytest.raises(ValueError, match=r"`correction` needs the Gram matrices.*Wanda.*measures their norms"):
         oneshot.prune(two_layers, PARAMS, BATCHES, layerwise.Wanda(), correction=0.5)

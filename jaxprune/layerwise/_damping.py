@@ -75,7 +75,7 @@ def damp(gram: Gram, *, damping: float | Float[Array, ""] = 0.01) -> Damped:
 def factorise(gram: Gram, damping: Float[Array, ""]) -> Damped:
     """`damp` without its checks and warnings, so that it can be mapped over kernels."""
     factor = _factor(gram, damping)
-    # H = R R^T with R upper, by the factorisation of H with both axes reversed; so H^-1 = R^-T R^-1.
+    # The Cholesky factor of H with both axes reversed, reversed again, is an upper R with H = R R^T: H^-1 = R^-T R^-1.
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     inverse = lax.linalg.triangular_solve(factor.lower, identity, left_side=True, lower=True)
     return Damped(factor.gram, _reversed(inverse), factor.damping, factor.steps, factor.dead)

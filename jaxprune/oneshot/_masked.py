@@ -39,7 +39,7 @@ def repair(
       batches: Each a tuple of the arguments of `fun`, or the one argument.
       where: Picks the leaves to repair, by `(path, leaf)`, of those that have a mask; the others are only masked.
       damping: See `layerwise.refit`.
-      correction: See `oneshot.prune`.
+      correction: See `oneshot.prune`; 0 by default.
       **options: `propagate`, `valid` and `progress`; see `oneshot.prune`.
 
     Returns:

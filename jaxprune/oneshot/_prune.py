@@ -90,6 +90,11 @@ def prune(
     """
     sparsity_of = _sparsities(params, sparsity)
     pattern = _kernels.along_inputs(pattern)
+    if method.statistic not in ("gram", "norm"):
+        raise ValueError(
+            f"`{type(method).__name__}.statistic` must be 'gram' or 'norm'; got {method.statistic!r}. Give a value, "
+            "such as `layerwise.SparseGPT()`."
+        )
     if correction is None:
         correction = _CORRECTION if method.statistic == "gram" else 0.0
     elif correction and method.statistic != "gram":
@@ -98,7 +103,9 @@ def prune(
         )
 
     def solve(kernel: Kernel, prepared: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
-        return method.prune(kernel, prepared, requests.without_budget(pattern, sparsity_of(path, place)), pattern)
+        found = method.prune(kernel, prepared, requests.without_budget(pattern, sparsity_of(path, place)), pattern)
+        _check_result(method, kernel, *found)
+        return found
 
     return _sequential.run(
         fun,
@@ -201,6 +208,16 @@ def admm(
     """
     method = layerwise.ADMM(iterations=iterations, damping=damping, penalty=penalty, within=within)
     return prune(fun, params, batches, method, sparsity=sparsity, **options)
+
+
+def _check_result(method: layerwise.Method, kernel: Kernel, new: Any, mask: Any) -> None:
+    got = [f"{array.dtype} {array.shape}" if tree.is_array(array) else type(array).__name__ for array in (new, mask)]
+    expected = [f"{kernel.dtype} {kernel.shape}", f"bool {kernel.shape}"]
+    if got != expected:
+        raise ValueError(
+            f"`{type(method).__name__}.prune` must return the kernel as {expected[0]} and the mask as {expected[1]}; "
+            f"got {got[0]} and {got[1]}. Cast or broadcast them."
+        )
 
 
 def _sparsities(params: Params, sparsity: Any) -> Callable[[str, tuple[int, ...]], Any]:
