@@ -96,7 +96,7 @@ METHODS: dict[str, Method] = {
     "dense": Method(lambda inner, masks, steps, s: inner),
     "static random": _fixed(_random),
     "SET": Method(
-        lambda inner, masks, steps, s: jaxprune.sparse_evolution(inner, masks, jax.random.key(0), **_exchanging(steps)),
+        lambda inner, masks, steps, s: jaxprune.sparse_evolution(jax.random.key(0), inner, masks, **_exchanging(steps)),
         _random,
     ),
     "RigL": Method(lambda inner, masks, steps, s: jaxprune.rigl(inner, masks, **_exchanging(steps)), _random),

@@ -31,13 +31,13 @@ from jaxprune._evaluation import sparsity as sparsity
 from jaxprune._evaluation import steps_to as steps_to
 from jaxprune._evaluation import summary as summary
 from jaxprune._masks.frequency import Spectral as Spectral
-from jaxprune._masks.masking import Packed as Packed
 from jaxprune._masks.masking import apply as apply
 from jaxprune._masks.masking import intersection as intersection
 from jaxprune._masks.masking import overlap as overlap
 from jaxprune._masks.masking import pack as pack
 from jaxprune._masks.masking import union as union
 from jaxprune._masks.masking import unpack as unpack
+from jaxprune._masks.packing import Packed as Packed
 from jaxprune._selection.exact import select as select
 from jaxprune._strategies import dft as dft
 from jaxprune._strategies import from_scores as from_scores

@@ -19,11 +19,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxprune import patterns
 from jaxprune._arrays import ordering, tree, wide
-from jaxprune._arrays.wide import Wide
-from jaxprune._selection import exact
-from jaxprune.typing import Count, Counts, Score, Scores, Sparsity
+from jaxprune._arrays.wide import Wide as Wide
+from jaxprune._selection import exact, requests
+from jaxprune.typing import Budget, Count, Counts, Pattern, Score, Scores, SettlingBudget, Sparsity
 
 _MILLION = 10**6
 
@@ -76,19 +75,19 @@ def _share(rest: Count, density: Int[Array, ""], odd: Int[Array, ""]) -> Int[Arr
     return whole + up.astype(jnp.int32)
 
 
-def group_sizes(scores: Scores, pattern: Any) -> list[int]:
+def group_sizes(scores: Scores, pattern: Pattern) -> list[int]:
     """How many groups of the pattern each leaf has."""
     rows, _ = tree.flatten(scores)
     sizes: dict[tuple[Any, ...], int] = {}
     keys = []
-    for (path, score), p in zip(rows, patterns.by_leaf(pattern, scores), strict=True):
+    for (path, score), p in zip(rows, requests.by_leaf(pattern, scores), strict=True):
         keys.append((jnp.shape(score), score.dtype, id(p)) if tree.is_array(score) else path)
         if keys[-1] not in sizes:
-            sizes[keys[-1]] = exact.fitting(p.pool, path, score, abstract=True).size
+            sizes[keys[-1]] = requests.fitting(p.pool, path, score, abstract=True).size
     return [sizes[key] for key in keys]
 
 
-def uniform(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+def uniform(scores: Scores, sparsity: Sparsity, pattern: Pattern) -> Counts:
     """Every leaf gets the same sparsity.
 
     Args:
@@ -102,7 +101,7 @@ def uniform(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
     return _unflatten(scores, [keep_count(size, sparsity) for size in group_sizes(scores, pattern)])
 
 
-def global_(scores: Scores, sparsity: Sparsity, pattern: Any, *, normalize: bool = False) -> Counts:
+def global_(scores: Scores, sparsity: Sparsity, pattern: Pattern, *, normalize: bool = False) -> Counts:
     """All groups of all leaves compete; a leaf keeps what is left to it.
 
     Args:
@@ -121,7 +120,7 @@ def global_(scores: Scores, sparsity: Sparsity, pattern: Any, *, normalize: bool
     return exact.counts_of_highest(scores, total, pattern=pattern)
 
 
-def erk(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+def erk(scores: Scores, sparsity: Sparsity, pattern: Pattern) -> Counts:
     r"""Erdős–Rényi kernel: density in proportion to the sum of a leaf's dimensions over their product.
 
     A leaf that would pass density 1 is kept whole and the others share what is left.
@@ -161,7 +160,7 @@ def erk(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
 def owl(
     scores: Scores,
     sparsity: Sparsity,
-    pattern: Any,
+    pattern: Pattern,
     *,
     threshold: float = 5.0,
     deviation: float = 0.08,
@@ -187,7 +186,7 @@ def owl(
 
     Example:
       >>> scores = {"even": jnp.ones((8, 8)), "outliers": jnp.ones((8, 8)).at[0, 0].set(99.0)}
-      >>> counts = owl(scores, 0.5, patterns.Unstructured())
+      >>> counts = owl(scores, 0.5, jaxprune.patterns.Unstructured())
       >>> print(counts["even"], counts["outliers"])
       27 37
 
@@ -220,7 +219,7 @@ def _outliers(scores: list[Any], threshold: float) -> Float[Array, ""]:
     return jnp.asarray(sum(jnp.sum((score > threshold * mean).astype(jnp.float32)) for score in flat)) / size
 
 
-def cumulative(fraction: float, *, per_leaf: bool = True) -> Callable[..., Counts]:
+def cumulative(fraction: float, *, per_leaf: bool = True) -> SettlingBudget:
     """Keeps the fewest groups whose scores add up to a fraction of the total.
 
     This is where the growth curve, the sum of the scores from the highest down, passes `fraction`. The scores decide
@@ -238,17 +237,18 @@ def cumulative(fraction: float, *, per_leaf: bool = True) -> Callable[..., Count
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"`cumulative` needs a fraction between 0 and 1; got {fraction}. For 90 % give 0.9.")
-    return Cumulative(fraction, per_leaf)
+    return _Cumulative(fraction, per_leaf)
 
 
 @dataclasses.dataclass(frozen=True)
-class Cumulative:
+class _Cumulative:
     """The budget that `cumulative` makes."""
 
     fraction: float
     per_leaf: bool
+    sparsity: None = None
 
-    def __call__(self, scores: Scores, sparsity: Sparsity | None, pattern: Any) -> Counts:
+    def __call__(self, scores: Scores, sparsity: Sparsity | None, pattern: Pattern) -> Counts:
         """Keep-counts; `sparsity` must be `None`."""
         if sparsity is not None:
             raise ValueError(
@@ -256,16 +256,14 @@ class Cumulative:
                 f"Leave it out."
             )
         pooled = jax.tree.map(
-            lambda score, p: p.pool(score), scores, _unflatten(scores, patterns.by_leaf(pattern, scores))
+            lambda score, p: p.pool(score), scores, _unflatten(scores, requests.by_leaf(pattern, scores))
         )
         if self.per_leaf:
             return jax.tree.map(lambda score: _growth_count([score], self.fraction), pooled)
         return exact.counts_of_highest(pooled, _growth_count(jax.tree.leaves(pooled), self.fraction))
 
 
-def by_path(
-    rules: Mapping[str | Callable[[str], bool], float], default: float | None = None
-) -> Callable[[Scores, Sparsity, Any], Counts]:
+def by_path(rules: Mapping[str | Callable[[str], bool], float], default: float | None = None) -> Budget:
     r"""A sparsity for each leaf, by its path.
 
     Args:
@@ -278,14 +276,14 @@ def by_path(
 
     Example:
       >>> budget = by_path({"conv": 0.5, r"dense_\d+": 0.9})
-      >>> budget({"conv": {"kernel": jnp.ones((4, 5))}}, 0.0, patterns.Unstructured())
+      >>> budget({"conv": {"kernel": jnp.ones((4, 5))}}, 0.0, jaxprune.patterns.Unstructured())
       {'conv': {'kernel': 10}}
     """
 
     def matches(rule: str | Callable[[str], bool], path: str) -> bool:
         return re.search(rule, path) is not None if isinstance(rule, str) else rule(path)
 
-    def budget(scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
+    def budget(scores: Scores, sparsity: Sparsity, pattern: Pattern) -> Counts:
         otherwise = sparsity if default is None else default
         chosen = [
             next((value for rule, value in rules.items() if matches(rule, path)), otherwise)

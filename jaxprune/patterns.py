@@ -1,14 +1,14 @@
 """The shape of what is removed together: single weights, alone or by output, N of every M, blocks, channels.
 
-A pattern is a value with three members, `sparsity`, `pool` and `expand` (see `jaxprune.typing.Pattern`); write your own
-class with them to prune in another shape.
+A pattern is a value with three members, `sparsity`, `pool` and `expand` (see `jaxprune.typing.Pattern`), and perhaps
+`select` and `by_leaf`; write your own class with them to prune in another shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from jaxprune._arrays import meshes, ordering, tree
-from jaxprune.typing import Count, Mask, Params, Score, Sparsity
+from jaxprune.typing import Count, Mask, Params, Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,16 @@ class NM:
         del shape
         return kept
 
-    def choose(self, scores: Score) -> Mask:
+    def by_leaf(self, scores: Params) -> list[NM]:
+        """The pattern of each leaf, with its own axis where `axis` is a tree."""
+        return _with_axes(self, scores)
+
+    def select(self, scores: Score, keep: Count) -> Mask:
         """The mask: the `n` highest scores of each group, ties to the lowest index, NaN last.
 
         Args:
           scores: Floating, with an axis that `m` divides.
+          keep: Ignored, since the pattern fixes it.
 
         Raises:
           ValueError: It does not divide.
@@ -122,7 +127,7 @@ class NM:
             raise ValueError(f"`NM(..., group={self.group})` needs axis {outputs} divisible by {self.group}")
         wide = scores.astype(tree.promote(scores.dtype, jnp.float32))
         means = jnp.mean(meshes.grouped(wide, outputs, self.group), axis=outputs + 1)
-        chosen = dataclasses.replace(self, axis=axis, group=1).choose(means)
+        chosen = dataclasses.replace(self, axis=axis, group=1).select(means, 0)
         return meshes.like(jnp.repeat(chosen, self.group, axis=outputs), scores)
 
 
@@ -154,7 +159,11 @@ class Along:
         del shape
         return kept
 
-    def highest(self, scores: Score, keep: Count) -> Mask:
+    def by_leaf(self, scores: Params) -> list[Along]:
+        """The pattern of each leaf, with its own axis where `axis` is a tree."""
+        return _with_axes(self, scores)
+
+    def select(self, scores: Score, keep: Count) -> Mask:
         """The mask: the highest scores of each line, `keep` in all, ties to the lowest index, NaN last.
 
         Args:
@@ -272,35 +281,11 @@ class Channel:
         return self.axis % len(shape)
 
 
-def settled(pattern: Any, sparsity: Sparsity | None) -> Sparsity:
-    """The sparsity that a pattern and a request come to: what the pattern fixes, else the request, else 0.5.
-
-    Args:
-      pattern: Any pattern.
-      sparsity: What is asked for; `None` asks for nothing.
-
-    Raises:
-      ValueError: The request contradicts what the pattern fixes.
-      TypeError: The request is traced and the pattern fixes the sparsity.
-    """
-    fixed = pattern.sparsity
-    if fixed is None:
-        return 0.5 if sparsity is None else sparsity
-    if not isinstance(sparsity, float | int | None):
-        raise TypeError(f"`{pattern}` fixes the sparsity at {fixed}; it cannot follow a traced one. Pass `None`.")
-    if sparsity is not None and abs(sparsity - fixed) > 1e-6:
-        raise ValueError(f"`{pattern}` fixes the sparsity at {fixed}; got {sparsity}. Leave the sparsity out.")
-    return fixed
+_AxisPattern = TypeVar("_AxisPattern", NM, Along)
 
 
-def by_leaf(pattern: Any, scores: Params) -> list[Any]:
-    """The pattern of each leaf of `scores`, in order.
-
-    Args:
-      pattern: One pattern, or an `NM` or `Along` whose `axis` is a pytree.
-      scores: Decides the structure; `None` leaves have no pattern.
-    """
-    if isinstance(pattern, NM | Along) and not isinstance(pattern.axis, int | None):
-        rows, _ = tree.flatten(scores, pattern.axis, names=(f"axis tree of `{type(pattern).__name__}`",))
-        return [dataclasses.replace(pattern, axis=axis) for _, _, axis in rows]
-    return [pattern] * len(jax.tree.leaves(scores))
+def _with_axes(pattern: _AxisPattern, scores: Params) -> list[_AxisPattern]:
+    if isinstance(pattern.axis, int | None):
+        return [pattern] * len(jax.tree.leaves(scores))
+    rows, _ = tree.flatten(scores, pattern.axis, names=(f"axis tree of `{type(pattern).__name__}`",))
+    return [dataclasses.replace(pattern, axis=axis) for _, _, axis in rows]

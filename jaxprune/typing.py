@@ -45,7 +45,11 @@ Where: TypeAlias = Callable[[str, Any], bool]
 
 @runtime_checkable
 class Pattern(Protocol):
-    """The shape of what is removed together."""
+    """The shape of what is removed together.
+
+    A pattern may have two members more: `select`, see `SelectingPattern`, and `by_leaf(scores)`, a list with a pattern
+    for each leaf of `scores`, where leaves are not treated alike.
+    """
 
     @property
     def sparsity(self) -> float | None:
@@ -62,11 +66,35 @@ class Pattern(Protocol):
 
 
 @runtime_checkable
-class Budget(Protocol):
-    """Decides how much each leaf keeps."""
+class SelectingPattern(Pattern, Protocol):
+    """A pattern that chooses within a leaf by itself: its groups do not simply compete with each other."""
 
-    def __call__(self, scores: Scores, sparsity: Sparsity, pattern: Any) -> Counts:
-        """Keep-counts, in groups of the pattern."""
+    def select(self, scores: Score, keep: Count) -> Mask:
+        """The mask of a leaf, in its shape.
+
+        Args:
+          scores: Of the leaf, floating.
+          keep: How many groups to keep, perhaps traced; meaningless where the pattern fixes its sparsity.
+        """
+        ...
+
+
+@runtime_checkable
+class Budget(Protocol):
+    """Decides how much each leaf keeps; any function of this form is one. See also `SettlingBudget`."""
+
+    def __call__(self, scores: Scores, sparsity: Any, pattern: Pattern) -> Counts:
+        """Keep-counts, in groups of the pattern, for a `Sparsity`, or `None` where the budget is to decide."""
+        ...
+
+
+@runtime_checkable
+class SettlingBudget(Budget, Protocol):
+    """A budget that says what happens where no sparsity is asked for; other budgets then get 0.5."""
+
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity to take, or `None`: the scores decide, and the budget refuses any other request."""
         ...
 
 

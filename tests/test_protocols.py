@@ -207,7 +207,7 @@ BY_SCORES = functools.partial(jaxprune.from_scores, pattern=PATTERN)
 EXCHANGED = {"end": 1, "drop": 0.5, "pattern": PATTERN}
 SPARSE_TRAINING = {
     "rigl": lambda masks, _: jaxprune.rigl(optax.sgd(0.1), masks, **EXCHANGED),
-    "sparse_evolution": lambda masks, _: jaxprune.sparse_evolution(optax.sgd(0.1), masks, KEY, **EXCHANGED),
+    "sparse_evolution": lambda masks, _: jaxprune.sparse_evolution(KEY, optax.sgd(0.1), masks, **EXCHANGED),
     "acdc": lambda masks, _: jaxprune.acdc(optax.sgd(0.1), BY_SIZE, None, end=1, every=1),
     "dpf": lambda masks, _: jaxprune.dpf(optax.sgd(0.1), BY_SIZE, None, end=1),
     "movement": lambda masks, _: jaxprune.movement(optax.sgd(0.1), BY_SCORES, None, end=1),

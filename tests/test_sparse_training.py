@@ -102,7 +102,7 @@ def test_sparse_evolution_by_hand():
     """The two largest stay; the two that come are the highest of the same draw among the other six."""
     key = jax.random.key(3)
     tree, state = one_update(
-        jaxprune.sparse_evolution(optax.sgd(0.0), ROW_MASKS, key, end=10, drop=0.5), ROW, ROW_GRADS
+        jaxprune.sparse_evolution(key, optax.sgd(0.0), ROW_MASKS, end=10, drop=0.5), ROW, ROW_GRADS
     )
     drawn = jaxprune.scores.random(jax.random.fold_in(key, 0), ROW_GRADS, where=lambda *_: True)["w"][0]
     expected = 2 + np.argsort(-np.asarray(drawn[2:]))[:2]
@@ -112,7 +112,7 @@ def test_sparse_evolution_by_hand():
 
 def test_each_exchange_of_sparse_evolution_draws_anew():
     seen = []
-    optimizer = jaxprune.sparse_evolution(optax.sgd(0.0), start(where=ONE), jax.random.key(3), end=3, every=1, drop=0.5)
+    optimizer = jaxprune.sparse_evolution(jax.random.key(3), optax.sgd(0.0), start(where=ONE), end=3, every=1, drop=0.5)
     train(optimizer, 4, spy=lambda i, b, t, state: seen.append(np.asarray(state.masks["a"]["kernel"])))
     assert len({mask.tobytes() for mask in seen}) == 4
 
@@ -151,7 +151,7 @@ def test_counts_stay_under_every_pattern(method, pattern, per_leaf):
     options = {"end": 4, "every": 2, "drop": 0.5, "per_leaf": per_leaf, "pattern": pattern}
     optimizer = {
         "rigl": lambda: jaxprune.rigl(optax.adam(0.1), masks, **options),
-        "sparse_evolution": lambda: jaxprune.sparse_evolution(optax.adam(0.1), masks, jax.random.key(1), **options),
+        "sparse_evolution": lambda: jaxprune.sparse_evolution(jax.random.key(1), optax.adam(0.1), masks, **options),
     }[method]()
     tree, state = train(optimizer, 6)
     found = jaxprune.masks_of(state)
@@ -210,7 +210,7 @@ def makers():
     return {
         "rigl": lambda inner: jaxprune.rigl(inner, start(where=ONE, **LINES), end=4, every=2, **LINES),
         "sparse_evolution": lambda inner: jaxprune.sparse_evolution(
-            inner, start(where=ONE, **LINES), jax.random.key(1), end=4, every=2, **LINES
+            jax.random.key(1), inner, start(where=ONE, **LINES), end=4, every=2, **LINES
         ),
         "acdc": lambda inner: jaxprune.acdc(inner, by_size, 0.75, end=4, every=2),
         "dpf": lambda inner: jaxprune.dpf(inner, by_size, cubic, end=4),

@@ -11,8 +11,7 @@ import numpy as np
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.products import count
 from jaxprune._jaxpr.tracing import trace
-from jaxprune._masks.frequency import Spectral
-from jaxprune._masks.masking import checked
+from jaxprune._masks import verbs
 from jaxprune.typing import Masks, Params
 
 
@@ -69,7 +68,5 @@ def macs(fun: Callable[..., Any], params: Params, *args: Any, masks: Masks | Non
 
 
 def _density(path: str, leaf: Any, mask: Any) -> float:
-    if mask is None or isinstance(mask, Spectral):
-        return 1.0
-    keeps = np.asarray(checked(path, leaf, mask))
-    return float(keeps.mean()) if keeps.size else 1.0
+    keeps = verbs.of_weights(path, leaf, mask)
+    return float(np.mean(keeps)) if keeps is not None and keeps.size else 1.0

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune._arrays import tree, wide
-from jaxprune._masks import masking
+from jaxprune._masks import verbs
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Masks, Params
 
@@ -107,8 +107,8 @@ def nbytes(params: Params, masks: Masks | None = None) -> int:
         if not tree.is_array(leaf):
             continue
         mask = rest[0] if rest else None
-        total += wide.exact(masking.count(path, leaf, mask)) * leaf.dtype.itemsize
-        total += sum(array.nbytes for array in jax.tree.leaves(masking.pack(mask)))
+        total += wide.exact(verbs.count(path, leaf, mask)) * leaf.dtype.itemsize
+        total += sum(array.nbytes for array in jax.tree.leaves(verbs.pack(mask)))
     return total
 
 
@@ -134,7 +134,7 @@ def _kept(params: Params, masks: Masks | None) -> list[tuple[str, Any, Any]]:
         rows = [(path, leaf) for path, leaf in tree.flatten(params)[0] if is_kernel(path, leaf)]
         return [(path, leaf, wide.counted(leaf != 0)) for path, leaf in rows]
     rows = tree.flatten(params, masks, names=("masks",))[0]
-    return [(path, leaf, masking.count(path, leaf, mask)) for path, leaf, mask in rows if mask is not None]
+    return [(path, leaf, verbs.count(path, leaf, mask)) for path, leaf, mask in rows if mask is not None]
 
 
 def _totals(params: Params, masks: Masks | None, *, dense_too: bool) -> tuple[Array, Array]:

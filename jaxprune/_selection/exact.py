@@ -6,7 +6,7 @@ The threshold is found by `jaxprune.threshold`. Ties at it go to the lowest inde
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,15 +18,17 @@ from jaxtyping import Array, Int
 from jaxprune import patterns
 from jaxprune._arrays import meshes, ordering, tree, wide
 from jaxprune._arrays.wide import Wide
-from jaxprune._selection import brackets, partition, spread, threshold, ties
+from jaxprune._selection import brackets, partition, requests, spread, threshold, ties
 from jaxprune._selection.brackets import Problem
-from jaxprune.typing import Counts, Mask, Masks, Score, Scores
+from jaxprune.typing import Counts, Mask, Masks, Pattern, Score, Scores, SelectingPattern
 
 _SLAB = 2**31 - 1  # scores in a leaf that is looked at as one
 _FEW = 2**16  # scores that are bisected, which compiles four times as fast, and with so few takes no longer
 
 
-def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured(), absolute: bool = False) -> Masks:
+def select(
+    scores: Scores, keep: Counts, *, pattern: Pattern = patterns.Unstructured(), absolute: bool = False
+) -> Masks:
     """Keeps the highest scores, exactly as many as asked.
 
     Ties go to the lowest flat index. NaN is pruned first. The counts may be traced: changing them does not recompile.
@@ -55,8 +57,6 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     """
     if absolute and not isinstance(pattern, patterns.Unstructured):
         scores, absolute = magnitudes(scores), False
-    if isinstance(pattern, patterns.Along):
-        return _along_lines(scores, keep, pattern)
     jointly = isinstance(keep, int | np.integer | Wide) or (tree.is_array(keep) and keep.ndim == 0)
     if jointly:
         rows, treedef = tree.flatten(scores)
@@ -66,10 +66,11 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
         counts = [row[2] for row in rows]
     if not rows:
         return scores
-    leaf_patterns = patterns.by_leaf(pattern, scores)
-    if all(hasattr(leaf_pattern, "choose") for leaf_pattern in leaf_patterns):
-        return treedef.unflatten([fitting(p.choose, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True)])
-    pooled = tuple(fitting(p.pool, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True))
+    leaf_patterns = requests.by_leaf(pattern, scores)
+    selecting = [p for p in leaf_patterns if isinstance(p, SelectingPattern)]
+    if len(selecting) == len(rows):
+        return treedef.unflatten(_selected_by_patterns(rows, selecting, counts))
+    pooled = tuple(requests.fitting(p.pool, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True))
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
     checked = [_checked_count(*args) for args in zip(names, counts, sizes, strict=True)]
@@ -84,19 +85,27 @@ def select(scores: Scores, keep: Counts, *, pattern: Any = patterns.Unstructured
     return treedef.unflatten([meshes.like(mask, row[1]) for mask, row in zip(expanded, rows, strict=True)])
 
 
-def _along_lines(scores: Scores, keep: Counts, pattern: patterns.Along) -> Masks:
-    rows, treedef = tree.flatten(scores, keep, names=("counts",))
-    for path, score, _ in rows:
-        if tree.is_array(score) and score.size >= 2**31:
+def _selected_by_patterns(
+    rows: Sequence[tuple[Any, ...]], leaf_patterns: Sequence[SelectingPattern], counts: Sequence[Any]
+) -> list[Mask]:
+    """The masks of leaves whose patterns choose by themselves."""
+    fixed = all(pattern.sparsity is not None for pattern in leaf_patterns)
+    if fixed:
+        counts = [0] * len(rows)
+    elif len(counts) != len(rows):
+        raise ValueError(f"`{leaf_patterns[0]}` chooses within each leaf; give each a count, not one number for all.")
+
+    def mask(row: tuple[Any, ...], pattern: SelectingPattern, count: Any) -> Mask:
+        path, score = row[:2]
+        if tree.is_array(score) and score.size >= 2**31 and not fixed:
             raise ValueError(
-                f"`Along` compares in leaves of fewer than 2**31 scores; '{path}' has {score.size}. Leave it out with "
-                f"`where=`, or use `Unstructured()`."
+                f"`{type(pattern).__name__}` compares in leaves of fewer than 2**31 scores; '{path}' has {score.size}. "
+                f"Leave it out with `where=`, or use `Unstructured()`."
             )
-    masks = [
-        fitting(functools.partial(p.highest, keep=_checked_count(f"'{path}'", count, score.size)), path, score)
-        for p, (path, score, count) in zip(patterns.by_leaf(pattern, scores), rows, strict=True)
-    ]
-    return treedef.unflatten(masks)
+        keep: Any = 0 if fixed else _checked_count(f"'{path}'", count, score.size)
+        return requests.fitting(functools.partial(pattern.select, keep=keep), path, score)
+
+    return [mask(*each) for each in zip(rows, leaf_patterns, counts, strict=True)]
 
 
 def magnitudes(scores: Scores) -> Scores:
@@ -109,7 +118,7 @@ def magnitudes(scores: Scores) -> Scores:
     return tree.map_with_path(magnitude, scores)
 
 
-def counts_of_highest(scores: Scores, total: Any, *, pattern: Any = patterns.Unstructured()) -> Counts:
+def counts_of_highest(scores: Scores, total: Any, *, pattern: Pattern = patterns.Unstructured()) -> Counts:
     """How many groups each leaf keeps when the `total` highest of all leaves stay.
 
     Args:
@@ -121,24 +130,12 @@ def counts_of_highest(scores: Scores, total: Any, *, pattern: Any = patterns.Uns
       int32 scalars with the structure of `scores`; `Wide` for a leaf of 2**31 groups or more.
     """
     rows, treedef = tree.flatten(scores)
-    pooled = tuple(fitting(p.pool, *row[:2]) for p, row in zip(patterns.by_leaf(pattern, scores), rows, strict=True))
+    pooled = tuple(
+        requests.fitting(p.pool, *row[:2]) for p, row in zip(requests.by_leaf(pattern, scores), rows, strict=True)
+    )
     counted = _checked_count("all leaves", total, sum(p.size for p in pooled))
     kept = _select(pooled, jax.tree.map(lambda own: own[None], counted), jointly=True)
     return treedef.unflatten([wide.counted(mask) for mask in kept])
-
-
-def fitting(method: Callable[[Any], Any], path: str, score: Any, *, abstract: bool = False) -> Any:
-    """Applies a pattern's method to a leaf's scores, or only finds the result's shape.
-
-    Raises:
-      ValueError: The leaf does not fit the pattern; the message names the path.
-      TypeError: The scores are not floating.
-    """
-    tree.check_floating(path, score)
-    try:
-        return jax.eval_shape(method, score) if abstract else method(jnp.asarray(score))
-    except ValueError as error:
-        raise ValueError(f"{error}; '{path}' has shape {score.shape}. Leave it out with `where=`.") from error
 
 
 def _checked_count(name: str, count: Any, size: int) -> Int[Array, ""] | Wide:

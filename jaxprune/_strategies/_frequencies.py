@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxprune import budgets
 from jaxprune._arrays import meshes, tree
 from jaxprune._masks import frequency
-from jaxprune._selection import frequencies
+from jaxprune._selection import frequencies, requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Budget, Masks, Params, Sparsity, Where
@@ -19,7 +19,7 @@ from jaxprune.typing import Budget, Masks, Params, Sparsity, Where
 
 def dft(
     params: Params,
-    sparsity: Sparsity = 0.5,
+    sparsity: Sparsity | None = None,
     *,
     axes: tuple[int, ...] = (-2, -1),
     keep: Literal["energy", "low", "high"] = "energy",
@@ -33,7 +33,8 @@ def dft(
 
     Args:
       params: Any pytree of arrays.
-      sparsity: Fraction of each kernel's real degrees of freedom to remove.
+      sparsity: Fraction of each kernel's real degrees of freedom to remove; `None` means what the budget decides, else
+        0.5.
       axes: One to three axes to transform: the default is the matrix of inputs and outputs; (0, 1) is the spatial axes
         of a Flax convolution kernel `(height, width, in, out)`.
       keep: The coefficients with the largest energy, the lowest or the highest frequencies.
@@ -56,7 +57,9 @@ def dft(
     rankings = [_ranking(leaf, a, keep, transform) for (_, leaf), a in zip(rows, normalised, strict=True)]
     shapes = [leaf.shape for _, leaf in rows]
     spread = [frequency.spread(r, s, a, transform) for r, s, a in zip(rankings, shapes, normalised, strict=True)]
-    counts = jax.tree.leaves(budget(treedef.unflatten(spread), sparsity, UNSTRUCTURED))
+    counts = jax.tree.leaves(
+        budget(treedef.unflatten(spread), requests.settled(UNSTRUCTURED, sparsity, budget), UNSTRUCTURED)
+    )
     return treedef.unflatten(
         [
             frequency.Spectral(frequencies.select_frequencies(r, count, s, a, transform), a, transform)

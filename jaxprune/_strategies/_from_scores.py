@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jaxprune import budgets, patterns
-from jaxprune._selection import exact
-from jaxprune.typing import Budget, Masks, Pattern, Scores, Sparsity
+from jaxprune._selection import exact, requests
+from jaxprune.typing import Budget, Masks, Pattern, Scores, SelectingPattern, Sparsity
 
 UNSTRUCTURED = patterns.Unstructured()
 
@@ -41,11 +41,13 @@ def from_scores(
       [[False  True]
        [ True False]]
     """
+    sparsity = requests.settled(pattern, sparsity, budget)
     if pattern.sparsity is not None:
-        _check_fixed(pattern, sparsity, budget)
+        if budget is not budgets.uniform:
+            raise ValueError(
+                f"`{pattern}` fixes the sparsity of every leaf; a budget has nothing to decide. Leave it out."
+            )
         return exact.select(scores, 0, pattern=pattern, absolute=absolute)
-    if sparsity is None and not isinstance(budget, budgets.Cumulative):
-        sparsity = 0.5
     # Most budgets look at shapes only; then nothing computes these values under `jit`.
     sizes = exact.magnitudes(scores) if absolute else scores
     counts = _counts(sizes, sparsity, budget, pattern)
@@ -54,12 +56,6 @@ def from_scores(
 
 def _counts(scores: Scores, sparsity: Any, budget: Budget, pattern: Pattern) -> Any:
     """Keep-counts; for the plain global budget only their sum, which spares a second search for the threshold."""
-    if budget is budgets.global_ and not isinstance(pattern, patterns.Along):
+    if budget is budgets.global_ and not isinstance(pattern, SelectingPattern):
         return budgets.keep_count(sum(budgets.group_sizes(scores, pattern)), sparsity)
     return budget(scores, sparsity, pattern)
-
-
-def _check_fixed(pattern: Pattern, sparsity: Sparsity | None, budget: Budget) -> None:
-    patterns.settled(pattern, sparsity)  # raises where they contradict
-    if budget is not budgets.uniform:
-        raise ValueError(f"`{pattern}` fixes the sparsity of every leaf; a budget has nothing to decide. Leave it out.")

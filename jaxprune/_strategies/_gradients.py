@@ -14,6 +14,7 @@ from jaxprune import budgets
 from jaxprune import scores as scoring
 from jaxprune._arrays import meshes
 from jaxprune._masks import masking
+from jaxprune._selection import requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED, from_scores
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Budget, Grads, Masks, Params, Pattern, Sparsity, Where
@@ -134,9 +135,10 @@ def synflow(
         scores = scoring.synflow(fun, pruned, *args, where=where)
         return from_scores(scores, sparsity, budget=budget, pattern=pattern)
 
-    if pattern.sparsity is not None or isinstance(budget, budgets.Cumulative):
+    settled = requests.settled(pattern, sparsity, budget)
+    if pattern.sparsity is not None or settled is None:
         return prune(None, sparsity)
-    density = 1 - jnp.asarray(0.5 if sparsity is None else sparsity, jnp.float32)
+    density = 1 - jnp.asarray(settled, jnp.float32)
     shapes = jax.eval_shape(lambda: prune(None, sparsity))
     dense = jax.tree.map(lambda leaf, mask: None if mask is None else meshes.ones(mask.shape, leaf), params, shapes)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune import budgets, patterns, structured
 from jaxprune import scores as scoring
-from jaxprune._selection import exact
+from jaxprune._selection import exact, requests
 from jaxprune._strategies._from_scores import from_scores
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling
@@ -84,7 +84,7 @@ def slim(
     if round_to == 1:
         return from_scores(scores, sparsity, budget=budget, pattern=pattern)
     sizes = budgets.group_sizes(scores, pattern)
-    counts = jax.tree.leaves(budget(scores, 0.5 if sparsity is None else sparsity, pattern))
+    counts = jax.tree.leaves(budget(scores, requests.settled(pattern, sparsity, budget), pattern))
     rounded = [_to_multiple(count, size, round_to) for count, size in zip(counts, sizes, strict=True)]
     return exact.select(scores, jax.tree.unflatten(jax.tree.structure(scores), rounded), pattern=pattern)
 

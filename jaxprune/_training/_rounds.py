@@ -16,8 +16,7 @@ import numpy as np
 
 from jaxprune._arrays import tree
 from jaxprune._evaluation import _metrics
-from jaxprune._masks import masking
-from jaxprune._masks.frequency import Spectral
+from jaxprune._masks import masking, verbs
 from jaxprune._training import _checkpoints, _progress
 from jaxprune._training._rewind import rewind
 from jaxprune.targets import Proposal, Round, Target
@@ -199,7 +198,8 @@ def _copy(params: Params) -> Params:
 
 
 def _check_masked(path: str, leaf: Any, mask: Any) -> None:
-    if mask is None or isinstance(mask, Spectral) or not np.any(np.where(mask, np.zeros((), leaf.dtype), leaf)):
+    keeps = verbs.of_weights(path, leaf, mask)
+    if keeps is None or not np.any(np.where(keeps, np.zeros((), leaf.dtype), leaf)):
         return
     raise ValueError(
         f"'{path}' has weights where its mask has none after retraining. Train with an optimizer whose state is "

@@ -7,8 +7,7 @@ from typing import Any
 import optax
 from jax import lax
 
-from jaxprune._transforms import _inputs
-from jaxprune._transforms import _state as states
+from jaxprune._transforms import _inputs, _state
 from jaxprune._transforms._refreshed import Times, refreshed
 from jaxprune.typing import Grads, Masks, Params
 
@@ -61,14 +60,14 @@ def acdc(
     """
 
     def start(params: Params) -> Masks:
-        return states.dense(_inputs.shapes(strategy, params, sparsity), params)
+        return _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
         compressed = ((step - begin) // every % 2 == 0) | (step == end)
         return lax.cond(
             compressed,
             lambda: _inputs.call(strategy, params, grads, _inputs.at(sparsity, step - begin)),
-            lambda: states.dense(masks, params),
+            lambda: _state.keep_all(params, masks),
         )
 
     return refreshed(optimizer, start, refresh, Times("acdc", begin, end, every))

@@ -10,11 +10,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from jaxprune._arrays import tree
 from jaxprune._masks import masking
-from jaxprune._transforms import _inputs
-from jaxprune._transforms import _state as states
-from jaxprune._transforms._masked import need
+from jaxprune._transforms import _inputs, _state, _updates
 from jaxprune._transforms._refreshed import Times
 from jaxprune.typing import Masks, Params
 
@@ -86,24 +83,24 @@ def dpf(
     times = Times("dpf", begin, end, every)
 
     def init_fn(params: Params) -> FeedbackState:
-        masks = states.dense(_inputs.shapes(strategy, params, sparsity), params)
+        masks = _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
         return FeedbackState(jnp.zeros((), jnp.int32), masks, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, FeedbackState]:
-        params = need(params, "dpf")
+        params = _updates.given(params, "dpf")
         grads = decayed(updates, state.dense, state.masks) if decay else updates
         new, inner = optimizer.update(grads, state.inner, state.dense, **extra_args)
         dense = optax.apply_updates(state.dense, new)
         masks = lax.cond(
             times.include(state.step),
-            lambda: states.beside(
-                _inputs.call(strategy, dense, updates, _inputs.at(sparsity, state.step - begin)), params
+            lambda: _state.sharded_like(
+                params, _inputs.call(strategy, dense, updates, _inputs.at(sparsity, state.step - begin))
             ),
             lambda: state.masks,
         )
-        new_updates = towards(masking.apply(dense, masks), params)
+        new_updates = _updates.towards(masking.apply(dense, masks), params)
         return new_updates, FeedbackState(state.step + 1, masks, dense, inner)
 
     def decayed(grads: Params, dense: Params, masks: Masks) -> Params:
@@ -113,13 +110,3 @@ def dpf(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def towards(target: Params, params: Params) -> Params:
-    """Updates after which the parameters are the target, to the last bit but one, and exactly 0 where it is."""
-    return jax.tree.map(_difference, target, params)
-
-
-def _difference(target: Any, param: Any) -> Any:
-    wide = tree.promote(param.dtype, jnp.float32)
-    return target.astype(wide) - param.astype(wide)

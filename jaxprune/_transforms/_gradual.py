@@ -6,8 +6,7 @@ from typing import Any
 
 import optax
 
-from jaxprune._transforms import _inputs
-from jaxprune._transforms import _state as states
+from jaxprune._transforms import _inputs, _state
 from jaxprune._transforms._refreshed import Times, refreshed
 from jaxprune.typing import Grads, Masks, Params
 
@@ -58,7 +57,7 @@ def gradual(
     """
 
     def start(params: Params) -> Masks:
-        return states.dense(_inputs.shapes(strategy, params, sparsity), params)
+        return _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
         del masks

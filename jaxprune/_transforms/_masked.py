@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
-from jaxprune._arrays import meshes, tree
 from jaxprune._masks import masking
-from jaxprune._masks.frequency import Spectral
-from jaxprune._transforms import _state as states
+from jaxprune._transforms import _state, _updates
 from jaxprune.typing import Masks, Params
 
 
@@ -51,13 +48,13 @@ def keep_masked(masks: Masks) -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: Params) -> KeepMaskedState:
-        return KeepMaskedState(states.fitting(params, masks))
+        return KeepMaskedState(_state.fitting(params, masks))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, KeepMaskedState]:
         del extra_args
-        return constrain(updates, need(params, "keep_masked"), state.masks), state
+        return _updates.constrain(updates, _updates.given(params, "keep_masked"), state.masks), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -89,36 +86,14 @@ def masked(optimizer: optax.GradientTransformation, masks: Masks) -> optax.Gradi
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: Params) -> MaskedState:
-        return MaskedState(states.fitting(params, masks), optimizer.init(params))
+        return MaskedState(_state.fitting(params, masks), optimizer.init(params))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, MaskedState]:
-        params = need(params, "masked")
+        params = _updates.given(params, "masked")
         hidden = masking.apply(updates, state.masks)
         updates, inner = optimizer.update(hidden, state.inner, params, **extra_args)
-        return constrain(updates, params, state.masks), MaskedState(state.masks, inner)
+        return _updates.constrain(updates, params, state.masks), MaskedState(state.masks, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def constrain(updates: Params, params: Params, masks: Masks) -> Params:
-    """Updates after which the parameters are masked: minus the parameter where it is pruned."""
-    return tree.map_with_path(_constrain_leaf, updates, params, masks, names=("parameters", "masks"))
-
-
-def need(params: Params | None, name: str) -> Params:
-    """The parameters, or a `ValueError` that says how to pass them."""
-    if params is None:
-        raise ValueError(f"`{name}` needs the parameters: call `optimizer.update(grads, state, params)`.")
-    return params
-
-
-def _constrain_leaf(path: str, update: Any, param: Any, mask: Any) -> Any:
-    if mask is None:
-        return update
-    dtype = tree.promote(update.dtype, param.dtype)
-    update, param = update.astype(dtype), param.astype(dtype)
-    if isinstance(mask, Spectral):
-        return mask.project(param + update) - param
-    return jnp.where(meshes.like(masking.checked(path, param, mask), param), update, -param)

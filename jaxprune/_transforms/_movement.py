@@ -13,10 +13,7 @@ from jaxtyping import Array, Int
 
 from jaxprune._arrays import tree
 from jaxprune._masks import masking
-from jaxprune._transforms import _inputs
-from jaxprune._transforms import _state as states
-from jaxprune._transforms._dpf import towards
-from jaxprune._transforms._masked import need
+from jaxprune._transforms import _inputs, _state, _updates
 from jaxprune._transforms._refreshed import Times
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Masks, Params, Scores, Sparsity, Where
@@ -96,7 +93,7 @@ def movement(
         chosen = tree.choose(where, params)
         scores = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), chosen)
         shapes = jax.eval_shape(lambda s: strategy(s, _inputs.at(sparsity, jnp.int32(0))), scores)
-        masks = states.dense(shapes, params)
+        masks = _state.keep_all(params, shapes)
         dense = jax.tree.map(jnp.copy, params)
         return MovementState(
             jnp.zeros((), jnp.int32), masks, scores, dense, learner.init(scores), optimizer.init(params)
@@ -105,7 +102,7 @@ def movement(
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, MovementState]:
-        params = need(params, "movement")
+        params = _updates.given(params, "movement")
         slopes = tree.map_with_path(_slope, updates, state.dense, state.scores)
         moved, learned = learner.update(slopes, state.learner, state.scores)
         scores = optax.apply_updates(state.scores, moved)
@@ -114,10 +111,10 @@ def movement(
         dense = optax.apply_updates(state.dense, new)
         masks = lax.cond(
             times.include(state.step),
-            lambda: states.beside(strategy(scores, _inputs.at(sparsity, state.step - begin)), params),
+            lambda: _state.sharded_like(params, strategy(scores, _inputs.at(sparsity, state.step - begin))),
             lambda: state.masks,
         )
-        new_updates = towards(masking.apply(dense, masks), params)
+        new_updates = _updates.towards(masking.apply(dense, masks), params)
         return new_updates, MovementState(state.step + 1, masks, scores, dense, learned, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

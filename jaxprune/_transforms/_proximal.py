@@ -12,11 +12,8 @@ from jaxtyping import Array, Int
 from jaxprune import patterns
 from jaxprune._arrays import tree
 from jaxprune._masks import masking
-from jaxprune._selection import exact
-from jaxprune._transforms import _inputs
-from jaxprune._transforms import _state as states
-from jaxprune._transforms._dpf import towards
-from jaxprune._transforms._masked import need
+from jaxprune._selection import requests
+from jaxprune._transforms import _inputs, _state, _updates
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Masks, Params, Pattern, Where
 
@@ -128,7 +125,7 @@ def _proximal(
         """The root mean square of each group, float32."""
         chosen = tree.choose(where, params)
         squares = jax.tree.map(lambda leaf: jnp.square(leaf.astype(jnp.float32)), chosen)
-        return tree.map_with_path(lambda path, x: jnp.sqrt(exact.fitting(pattern.pool, path, x)), squares)
+        return tree.map_with_path(lambda path, x: jnp.sqrt(requests.fitting(pattern.pool, path, x)), squares)
 
     def spread(values: Any, params: Params) -> Any:
         """From one value a group to an array that broadcasts against the leaf."""
@@ -143,10 +140,10 @@ def _proximal(
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, ProximalState]:
-        weights: Any = need(params, name)
+        weights: Any = _updates.given(params, name)
         pulling = jnp.bool_(True) if end is None else state.step < end
         visible = jax.tree.map(lambda mask: mask | pulling, state.masks)
-        inner = states.zero_pruned(state.inner, weights, visible)
+        inner = _state.zero_pruned(state.inner, weights, visible)
         new, inner = optimizer.update(masking.apply(updates, visible), inner, weights, **extra_args)
         moved = masking.apply(optax.apply_updates(weights, new), visible)
         pull = jnp.where(pulling, jnp.asarray(_inputs.at(threshold, state.step), jnp.float32), jnp.float32(0))
@@ -155,7 +152,7 @@ def _proximal(
         found = spread(jax.tree.map(lambda size: size > pull, sizes), weights)
         masks = jax.tree.map(lambda now, before: jnp.where(pulling, now, before), found, state.masks)
         shrunk = tree.map_with_path(_shrunk, moved, factors)
-        return towards(shrunk, weights), ProximalState(state.step + 1, masks, inner)
+        return _updates.towards(shrunk, weights), ProximalState(state.step + 1, masks, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

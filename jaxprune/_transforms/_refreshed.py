@@ -12,8 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jaxprune._masks import masking
-from jaxprune._transforms import _state as states
-from jaxprune._transforms._masked import constrain, need
+from jaxprune._transforms import _state, _updates
 from jaxprune.typing import Grads, Masks, Params
 
 
@@ -99,11 +98,11 @@ def refreshed(
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, RefreshedState]:
-        params = need(params, times.name)
+        params = _updates.given(params, times.name)
         before = masking.unpack(state.masks)
         resting = lax.cond(
             times.include(state.step),
-            lambda: at_rest(states.beside(refresh(state.step, params, updates, before), params)),
+            lambda: at_rest(_state.sharded_like(params, refresh(state.step, params, updates, before))),
             lambda: state.masks,
         )
         visible = masking.unpack(resting)
@@ -111,9 +110,9 @@ def refreshed(
             visible = masking.intersection(before, visible)
         # At every step, not only at a refresh: XLA fuses it into the optimizer, while a state that passes through
         # `cond` would be copied.
-        inner = states.zero_pruned(state.inner, params, visible)
+        inner = _state.zero_pruned(state.inner, params, visible)
         hidden = masking.apply(updates, visible)
         new_updates, inner = optimizer.update(hidden, inner, params, **extra_args)
-        return constrain(new_updates, params, visible), RefreshedState(state.step + 1, resting, inner)
+        return _updates.constrain(new_updates, params, visible), RefreshedState(state.step + 1, resting, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

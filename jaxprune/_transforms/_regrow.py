@@ -12,10 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxprune import budgets, patterns
 from jaxprune._arrays import tree, wide
-from jaxprune._masks.frequency import Spectral
-from jaxprune._selection import exact
-from jaxprune._transforms import _inputs
-from jaxprune._transforms import _state as states
+from jaxprune._masks import verbs
+from jaxprune._selection import exact, requests
+from jaxprune._transforms import _inputs, _state
 from jaxprune._transforms._refreshed import Times, refreshed
 from jaxprune.typing import Grads, Masks, Params, Pattern, Scores
 
@@ -45,10 +44,10 @@ def regrowing(
         drop = optax.cosine_decay_schedule(0.3, max(1, times.end - times.begin))
 
     def start(params: Params) -> Masks:
-        visible = states.fitting(params, masks)
+        visible = _state.fitting(params, masks)
         chosen = _with_masks(lambda leaf, mask: leaf, params, visible)
         shapes = jax.eval_shape(lambda s: exact.select(s, jax.tree.map(lambda _: 0, s), pattern=pattern), chosen)
-        return states.beside(tree.map_with_path(_start_leaf, params, visible, shapes), params)
+        return _state.sharded_like(params, tree.map_with_path(_start_leaf, params, visible, shapes))
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
         fraction = _inputs.at(drop, step - times.begin)
@@ -106,14 +105,14 @@ def _count_groups(mask: Any, pattern: Pattern) -> Int[Array, ""] | wide.Wide:
 
 
 def _by_leaf(pattern: Pattern, masks: Masks) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(masks), patterns.by_leaf(pattern, masks))
+    return jax.tree.unflatten(jax.tree.structure(masks), requests.by_leaf(pattern, masks))
 
 
 def _start_leaf(path: str, leaf: Any, mask: Any, expected: Any) -> Any:
     """The mask in the shape that an exchange will give it."""
     if mask is None:
         return None
-    if isinstance(mask, Spectral):
+    if verbs.of_weights(path, leaf, mask) is None:
         raise TypeError(f"'{path}' has a frequency mask, and frequencies are not exchanged. Use `masked` for them.")
     if jnp.broadcast_shapes(mask.shape, expected.shape) != expected.shape:
         raise ValueError(

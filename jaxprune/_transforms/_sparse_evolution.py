@@ -16,9 +16,9 @@ from jaxprune.typing import Grads, Masks, Pattern, PRNGKey, Scores
 
 
 def sparse_evolution(
+    key: PRNGKey,
     optimizer: optax.GradientTransformation,
     masks: Masks,
-    key: PRNGKey,
     *,
     begin: int = 0,
     end: int,
@@ -35,9 +35,9 @@ def sparse_evolution(
     2. The paper's fraction is a constant, which is `drop=0.3`; what falls to zero ends better.
 
     Args:
+      key: From `jax.random.key`; each exchange draws from a key of its own.
       optimizer: Any optax optimizer; extra arguments are passed on to it.
       masks: To start from; the paper's are `jaxprune.random(key, params, sparsity, budget=budgets.erk)`.
-      key: From `jax.random.key`; each exchange draws from a key of its own.
       begin: The update of the first exchange.
       end: The update of the last exchange.
       every: Updates between exchanges.
@@ -57,7 +57,7 @@ def sparse_evolution(
     Example:
       >>> params = {"kernel": jnp.array([[3.0, 1.0, 0.0, 0.0]])}
       >>> masks = {"kernel": jnp.array([[True, True, False, False]])}
-      >>> optimizer = sparse_evolution(optax.sgd(0.1), masks, jax.random.key(0), end=100, drop=0.5)
+      >>> optimizer = sparse_evolution(jax.random.key(0), optax.sgd(0.1), masks, end=100, drop=0.5)
       >>> _, state = optimizer.update(params, optimizer.init(params), params)
       >>> print(jaxprune.masks_of(state)["kernel"].sum())
       2

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from jaxprune._arrays import meshes, tree
-from jaxprune._masks import masking
-from jaxprune._masks.frequency import Spectral
+from jaxprune._arrays import tree
+from jaxprune._masks import masking, verbs
 from jaxprune.typing import Masks, Params
 
 
@@ -62,17 +59,13 @@ def fitting(params: Params, masks: Masks) -> Masks:
     """
     visible = restrict(masks, params)
     for path, leaf, mask in tree.flatten(params, visible, names=("masks",))[0]:
-        jax.eval_shape(lambda w, m, p=path: masking.apply_leaf(p, w, m), leaf, mask)
-    return beside(visible, params)
+        jax.eval_shape(lambda w, m, p=path: verbs.apply(p, w, m), leaf, mask)
+    return sharded_like(params, visible)
 
 
-def beside(masks: Masks, params: Params) -> Masks:
-    """The masks, each of which lies where its parameter does and is split as that is, as far as it has its axes."""
-
-    def leaf(param: Any, mask: Any) -> Any:
-        return mask if mask is None or isinstance(mask, Spectral) else meshes.like(mask, param)
-
-    return jax.tree.map(leaf, params, masks)
+def sharded_like(params: Params, masks: Masks) -> Masks:
+    """The masks, each split over devices as its parameter is, along the axes that it has."""
+    return jax.tree.map(verbs.sharded_like, params, masks)
 
 
 def zero_pruned(state: Any, params: Params, masks: Masks) -> Any:
@@ -95,12 +88,12 @@ def zero_pruned(state: Any, params: Params, masks: Masks) -> Any:
 
 
 def _zero_leaf(moment: Any, param: Any, mask: Any) -> Any:
-    # A frequency mask is left out: a projection would make second moments negative.
-    if mask is None or isinstance(mask, Spectral) or _is_placeholder(moment) or _is_placeholder(param):
+    if _is_placeholder(moment) or _is_placeholder(param):
         return moment
     if not tree.is_floating(moment) or moment.shape != param.shape:
         return moment
-    return masking.apply_leaf("", moment, mask)
+    # A frequency mask is left out: a projection would make second moments negative.
+    return verbs.apply("", moment, verbs.of_weights("", moment, mask))
 
 
 def _holds_masks(node: Any) -> bool:
@@ -115,16 +108,10 @@ def _without_placeholders(masks: Masks) -> Masks:
     return jax.tree.map(
         lambda mask: None if _is_placeholder(mask) else mask,
         masks,
-        is_leaf=lambda node: _is_placeholder(node) or masking.is_mask(node),
+        is_leaf=lambda node: _is_placeholder(node) or verbs.is_mask(node),
     )
 
 
-def dense(masks: Masks, params: Params) -> Masks:
-    """Masks of the same shapes, which may be abstract, that keep everything and lie where the parameters do."""
-
-    def leaf(param: Any, mask: Any) -> Any:
-        if isinstance(mask, Spectral):
-            return dataclasses.replace(mask, keep=jnp.ones(mask.keep.shape, jnp.bool_))
-        return None if mask is None else meshes.ones(mask.shape, param)
-
-    return jax.tree.map(leaf, params, masks)
+def keep_all(params: Params, masks: Masks) -> Masks:
+    """Masks of the same kinds and shapes, which may be abstract, that keep everything."""
+    return jax.tree.map(verbs.keep_all, params, masks)

@@ -14,8 +14,7 @@ import numpy as np
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
 from jaxprune._jaxpr.tracing import arrays, trace
-from jaxprune._masks import masking
-from jaxprune._masks.frequency import Spectral
+from jaxprune._masks import masking, verbs
 from jaxprune.formats import _timing
 from jaxprune.formats._products import Products, products
 from jaxprune.formats._race import Known, fastest
@@ -153,9 +152,10 @@ def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known) -> tuple[StoredKernel | None, Choice]:
-    if isinstance(mask, Spectral):
+    keeps = verbs.of_weights(path, leaf, mask)
+    if keeps is None:
         return None, Choice(path, leaf.shape, 1.0, "dense", None, None, "a frequency mask leaves no weight out")
-    kept = np.broadcast_to(np.asarray(masking.checked(path, leaf, mask)), leaf.shape)
+    kept = np.broadcast_to(np.asarray(keeps), leaf.shape)
     density = float(kept.mean())
     if isinstance(used, str):
         return None, Choice(path, leaf.shape, density, "dense", None, None, used)

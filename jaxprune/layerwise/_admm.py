@@ -108,7 +108,7 @@ def _admm(
         proposed = solved + dual
         mask = _choice.highest(jnp.abs(proposed), keep[i], by_output)
         if isinstance(pattern, patterns.NM):
-            mask = mask | pattern.choose(jnp.abs(proposed))
+            mask = mask | pattern.select(jnp.abs(proposed), 0)
         sparse = jnp.where(mask, proposed, 0)
         dual = proposed - sparse
         return inverse @ (system.target + penalty * (sparse - dual)), dual, mask

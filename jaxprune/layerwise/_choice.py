@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import budgets, patterns
 from jaxprune._arrays import ordering, tree
+from jaxprune._selection import requests
 from jaxprune.typing import Kernel, Sparsity
 
 
@@ -33,7 +34,7 @@ def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Spar
             )
     elif not isinstance(pattern, patterns.Unstructured):
         raise TypeError(f"The pattern must be `Unstructured()` or `NM(n, m)`; got {pattern}.")
-    sparsity = patterns.settled(pattern, sparsity)
+    sparsity = requests.without_budget(pattern, sparsity)
     budgets.keep_count(kernel.size, sparsity)  # raises where it is out of range
     return sparsity
 
@@ -61,7 +62,7 @@ def chosen(
     scores: Float[Array, "in out"], keep: Int[Array, ""], pattern: Any, by_output: bool
 ) -> Bool[Array, "in out"]:
     """The mask of the highest scores: those that the pattern chooses, or `keep` of all, or of each output."""
-    return pattern.choose(scores) if isinstance(pattern, patterns.NM) else highest(scores, keep, by_output)
+    return pattern.select(scores, 0) if isinstance(pattern, patterns.NM) else highest(scores, keep, by_output)
 
 
 def highest(scores: Float[Array, "in out"], keep: Int[Array, ""], by_output: bool) -> Bool[Array, "in out"]:

@@ -105,7 +105,7 @@ def _sparsegpt(
         return _prune(weights, factor, _choice.highest(scores, keep[index], by_output))
 
     def by_group(weights: Array, factor: Array, _: Array) -> tuple[Array, Array, Array]:
-        return _prune(weights, factor, pattern.choose(_saliency(weights, factor)))
+        return _prune(weights, factor, pattern.select(_saliency(weights, factor), 0))
 
     pruned, mask, _ = _in_order(weights, factor, block, by_block)
     return pruned[:inputs].astype(kernel.dtype), mask[:inputs]

@@ -29,6 +29,7 @@ class Fitted:
     target: float
     cost: Callable[[Sequence[int]], float]
     slopes: Callable[[Sequence[int]], Sequence[float]]
+    sparsity: None = None
 
     def __call__(self, scores: Mapping[str, Any], sparsity: Any, pattern: Any, *, floors: Sequence[int] = ()) -> Counts:
         """Keep-counts of each group; `sparsity` must be `None`."""

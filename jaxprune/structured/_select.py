@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from jaxprune import budgets, patterns
 from jaxprune._arrays import tree
+from jaxprune._selection import requests
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling, Group
 from jaxprune.structured._fitted import Fitted
@@ -58,8 +59,7 @@ def masks_of_best_units(
     """
     if round_to < 1 or keep_at_least < 1:
         raise ValueError(f"`round_to` and `keep_at_least` must be at least 1; got {round_to} and {keep_at_least}.")
-    if sparsity is None and not isinstance(budget, Fitted | budgets.Cumulative):
-        sparsity = 0.5
+    sparsity = requests.settled(patterns.Unstructured(), sparsity, budget)
     for path, leaf in tree.flatten(params)[0]:
         if tree.is_array(leaf) and path not in coupling.units:
             raise ValueError(f"'{path}' was not coupled. Call `couple` with these parameters.")

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxprune._arrays import tree
-from jaxprune._masks.frequency import Spectral
-from jaxprune._masks.masking import checked
+from jaxprune._masks import verbs
 from jaxprune.structured._compensation import compensated, uncompensated
 from jaxprune.structured._coupling import Coupling, Group
 from jaxprune.structured._plan import LeafPlan, Plan, host
@@ -202,26 +200,23 @@ def _kept(units: np.ndarray, alive: list[np.ndarray], coupling: Coupling) -> tup
 
 
 def _concrete(path: str, leaf: Any, mask: Any) -> np.ndarray:
-    if mask is None or isinstance(mask, Spectral):
-        return np.ones((1,) * len(leaf.shape), bool)
     if isinstance(mask, Tracer):
         raise TypeError(
             f"`shrink` decides shapes, so it needs concrete masks; that of '{path}' is traced. Call it outside `jit`."
         )
-    return np.asarray(checked(path, leaf, mask))
+    keeps = verbs.of_weights(path, leaf, mask)
+    return np.ones((1,) * len(leaf.shape), bool) if keeps is None else np.asarray(keeps)
 
 
 def _masked(path: str, leaf: Any, mask: Any) -> Any:
     """`masks.apply` for one leaf; a mask that keeps everything costs nothing."""
     if mask is None or isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
-    if isinstance(mask, Spectral):
-        return mask.project(leaf)
-    keeps = np.asarray(checked(path, leaf, mask))
-    if keeps.all():
+    keeps = verbs.of_weights(path, leaf, mask)
+    if keeps is not None and np.all(keeps):
         return leaf
     array, on_host = host(leaf)
-    if on_host:
-        masked = np.where(keeps, array, np.zeros((), array.dtype))
-        return jax.device_put(masked) if isinstance(leaf, jax.Array) else masked
-    return jnp.where(keeps, leaf, jnp.zeros_like(leaf))
+    if keeps is None or not on_host:
+        return verbs.apply(path, leaf, mask)
+    masked = np.where(keeps, array, np.zeros((), array.dtype))
+    return jax.device_put(masked) if isinstance(leaf, jax.Array) else masked

@@ -292,7 +292,7 @@ TRAINED = {
     "rigl": lambda masks: jaxprune.rigl(optax.adam(0.1), masks, end=4, every=2),
     "rigl, jointly": lambda masks: jaxprune.rigl(optax.adam(0.1), masks, end=4, every=2, per_leaf=False),
     "sparse_evolution": lambda masks: jaxprune.sparse_evolution(
-        optax.adam(0.1), masks, jax.random.key(0), end=4, every=2
+        jax.random.key(0), optax.adam(0.1), masks, end=4, every=2
     ),
     "acdc": lambda _: jaxprune.acdc(optax.sgd(0.5), jaxprune.magnitude, 0.5, end=4, every=2),
     "dpf": lambda _: jaxprune.dpf(optax.sgd(0.5), jaxprune.magnitude, 0.5, end=4, every=2, decay=0.5),

@@ -1,0 +1,57 @@
+"""Boolean masks at one bit per entry."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._arrays import meshes
+from jaxprune.typing import Mask
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["shape"])
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A boolean mask at one bit per entry.
+
+    Attributes:
+      bits: uint8, eight entries to the byte, first entry in the highest bit. Along the axis whose size has the most
+        factors of two, the last of several, so that devices between which it is split hold whole bytes; the other axes
+        keep their layout and sharding. Over the flattened mask where eight divides no axis.
+      shape: The shape of the mask.
+    """
+
+    bits: Any
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The size in memory, in bytes."""
+        return self.bits.size
+
+
+def packed(mask: Mask) -> Packed:
+    """The mask at one bit per entry; on an explicit mesh only an axis that bytes would cut through is gathered."""
+    axis = _packed_axis(mask.shape)
+    if axis is None:
+        return Packed(jnp.packbits(meshes.whole(mask, *range(mask.ndim))), mask.shape)
+    groups = meshes.grouped(mask, axis, 8)
+    return Packed(jnp.squeeze(jnp.packbits(groups, axis=axis + 1), axis + 1), mask.shape)
+
+
+def unpacked(mask: Packed) -> Mask:
+    """The boolean mask."""
+    axis = _packed_axis(mask.shape)
+    size = math.prod(mask.shape) if axis is None else mask.shape[axis]
+    bits = jnp.unpackbits(mask.bits, axis=axis, count=size)
+    return bits.reshape(mask.shape).astype(jnp.bool_)
+
+
+def _packed_axis(shape: tuple[int, ...]) -> int | None:
+    multiples = [axis for axis, size in enumerate(shape) if size and size % 8 == 0]
+    return max(multiples, key=lambda axis: (shape[axis] & -shape[axis], axis), default=None)

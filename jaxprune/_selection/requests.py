@@ -1,0 +1,62 @@
+"""What a call asks for: the sparsity that pattern, budget and caller come to, and the pattern of each leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune._arrays import tree
+from jaxprune.typing import Budget, Pattern, Scores, SettlingBudget, Sparsity
+
+
+def settled(pattern: Pattern, sparsity: Sparsity | None, budget: Budget) -> Sparsity | None:
+    """The sparsity that a call comes to, or `None` where the budget decides by the scores.
+
+    In this order: what the pattern fixes, what is asked for, what the budget takes by itself, 0.5. Errors as in
+    `without_budget`.
+    """
+    if pattern.sparsity is None and sparsity is None and isinstance(budget, SettlingBudget):
+        return budget.sparsity
+    return without_budget(pattern, sparsity)
+
+
+def without_budget(pattern: Pattern, sparsity: Sparsity | None) -> Sparsity:
+    """What the pattern fixes, else what is asked for, else 0.5.
+
+    Raises:
+      ValueError: The request contradicts what the pattern fixes.
+      TypeError: The request is traced and the pattern fixes the sparsity.
+    """
+    fixed = pattern.sparsity
+    if fixed is None:
+        return 0.5 if sparsity is None else sparsity
+    if not isinstance(sparsity, float | int | None):
+        raise TypeError(f"`{pattern}` fixes the sparsity at {fixed}; it cannot follow a traced one. Pass `None`.")
+    if sparsity is not None and abs(sparsity - fixed) > 1e-6:
+        raise ValueError(f"`{pattern}` fixes the sparsity at {fixed}; got {sparsity}. Leave the sparsity out.")
+    return fixed
+
+
+def by_leaf(pattern: Pattern, scores: Scores) -> list[Pattern]:
+    """The pattern of each leaf of `scores`, in order; `None` leaves have none."""
+    own: Callable[[Scores], list[Pattern]] | None = getattr(pattern, "by_leaf", None)
+    if own is not None:
+        return own(scores)
+    return [pattern] * len(jax.tree.leaves(scores))
+
+
+def fitting(method: Callable[[Any], Any], path: str, score: Any, *, abstract: bool = False) -> Any:
+    """Applies a pattern's method to a leaf's scores, or only finds the result's shape.
+
+    Raises:
+      ValueError: The leaf does not fit the pattern; the message names the path.
+      TypeError: The scores are not floating.
+    """
+    tree.check_floating(path, score)
+    try:
+        return jax.eval_shape(method, score) if abstract else method(jnp.asarray(score))
+    except ValueError as error:
+        raise ValueError(f"{error}; '{path}' has shape {score.shape}. Leave it out with `where=`.") from error
