@@ -18,7 +18,7 @@ _FLAGS = {"--compare", "--plot"}
 def main() -> None:
     """Runs `python -m benchmarks [question] [options] [--compare] [--plot]`; without a question, all of them.
 
-    `--compare` sets the figures beside the last ones from the same device; `--plot` draws all that there are.
+    `--compare` prints the figures next to the last ones from the same device; `--plot` draws all that there are.
     """
     questions = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in _HELPERS)
     flags, arguments = _FLAGS.intersection(sys.argv[1:]), [a for a in sys.argv[1:] if a not in _FLAGS]

@@ -1,17 +1,13 @@
 """How much accuracy does each strategy keep on Fashion-MNIST?
 
 Two tables. The long one trains ten epochs from scratch, dense and with gradual magnitude pruning under three budgets.
-The wide one trains every strategy three epochs from scratch. Each row is kept in `accuracy.jsonl` beside this file, so
+The wide one trains every strategy three epochs from scratch. Each row is kept in `accuracy.jsonl` next to this file, so
 that a run goes on where the last one stopped; rows of another protocol are ignored.
 """
 
 import argparse
 import functools
 import itertools
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,17 +19,20 @@ import numpy as np
 import optax
 
 import jaxprune
-from benchmarks import history
-from jaxprune import budgets, patterns
+from benchmarks import history, rows
+from jaxprune import _text, budgets, patterns
 from jaxprune._demo import classifier
 from jaxprune._demo.data import Images, fashion_mnist
 
 _CACHE = Path(__file__).parent / "accuracy.jsonl"
 _PROTOCOL = {3: 1, 10: 4}  # by epochs: raise it when anything below changes a result of that table
 _BATCH = 128
-_RATE = {3: 2e-3, 10: 0.1}  # by epochs, as what follows; chosen on other seeds
+_RATE = {3: 2e-3, 10: 0.1}  # by epochs; chosen on other seeds
 _SEEDS = (0, 1, 2)
-_PHASES = {3: (0.05, 0.4, 117), 10: (0.05, 0.6, 20)}  # begin and end of pruning as shares, steps between
+_PHASES = {
+    3: (0.05, 0.4, 117),
+    10: (0.05, 0.6, 20),
+}  # by epochs: begin and end as shares of the steps, steps between refreshes
 
 MODEL = classifier.Classifier(channels=(16, 32), hidden=120, first_stride=2)
 FUN = classifier.apply(MODEL)
@@ -97,7 +96,7 @@ def rate(steps: int, peak: float = _RATE[3]) -> Any:
 
 
 def inner(epochs: int, steps: int) -> optax.GradientTransformation:
-    """What trains the dense model of a table; pruning is composed with it."""
+    """The optimizer of the dense model of a table, which the pruning ones wrap."""
     if epochs == 3:
         return optax.adamw(rate(steps), weight_decay=1e-4)
     return optax.sgd(rate(steps, _RATE[epochs]), momentum=0.9, nesterov=True)
@@ -127,7 +126,7 @@ def _chooser(strategy: str) -> Any:
     return jax.jit(AT_START[strategy])
 
 
-def train(run: Run, data: Images) -> dict[str, Any]:
+def train(run: Run, data: Images) -> rows.Row:
     """Trains one run and returns its row."""
     start = time.perf_counter()
     per_epoch = len(data.train_images) // _BATCH
@@ -153,33 +152,29 @@ def train(run: Run, data: Images) -> dict[str, Any]:
     }
 
 
-def cached() -> dict[Run, dict[str, Any]]:
+def cached() -> dict[Run, rows.Row]:
     """The rows of this protocol."""
-    if not _CACHE.exists():
-        return {}
-    rows = [json.loads(line) for line in _CACHE.read_text().splitlines()]
-    return {Run(*(row[f] for f in Run._fields)): row for row in rows if row["protocol"] == _PROTOCOL[row["epochs"]]}
+    found = [(epochs, row) for epochs, protocol in _PROTOCOL.items() for row in rows.read(_CACHE, protocol)]
+    return {Run(*(row[f] for f in Run._fields)): row for epochs, row in found if row["epochs"] == epochs}
 
 
-def table(rows: dict[Run, dict[str, Any]], epochs: int) -> str:
+def table(known: dict[Run, rows.Row], epochs: int) -> str:
     """Mean and spread over the seeds, as Markdown."""
-    runs = [run for run in rows if run.epochs == epochs]
+    runs = [run for run in known if run.epochs == epochs]
     sparsities = sorted({run.sparsity for run in runs if run.sparsity})
-    dense = [rows[run]["accuracy"] for run in runs if run.strategy == "dense"]
+    dense = [known[run]["accuracy"] for run in runs if run.strategy == "dense"]
     lines = [
         f"Accuracy in per cent after {epochs} epochs, mean ± standard deviation over {len(dense)} seeds.",
         f"Dense: {np.mean(dense):.2f} ± {np.std(dense):.2f}.",
         "",
-        "| strategy | " + " | ".join(f"{100 * s:g} %" for s in sparsities) + " |",
-        "|---" * (1 + len(sparsities)) + "|",
     ]
+    cells = [["strategy", *(f"{100 * s:g} %" for s in sparsities)]]
     for strategy in dict.fromkeys(run.strategy for run in runs if run.sparsity):
-        cells = []
+        cells.append([strategy])
         for sparsity in sparsities:
-            values = [rows[r]["accuracy"] for r in runs if (r.strategy, r.sparsity) == (strategy, sparsity)]
-            cells.append(f"{np.mean(values):.2f} ± {np.std(values):.2f}" if values else "–")
-        lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            values = [known[r]["accuracy"] for r in runs if (r.strategy, r.sparsity) == (strategy, sparsity)]
+            cells[-1].append(f"{np.mean(values):.2f} ± {np.std(values):.2f}" if values else "–")
+    return "\n".join([*lines, *_text.markdown(cells)])
 
 
 def main(argv: list[str]) -> None:
@@ -188,7 +183,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
     parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
     parser.add_argument("--epochs", type=int, choices=(3, 10), nargs="*", default=(3, 10), help="of which table")
-    parser.add_argument("--workers", type=int, default=_cores(), help="processes, a core each")
+    parser.add_argument("--workers", type=int, default=rows.cores(), help="processes, a core each")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--fresh", action="store_true", help="forget the rows at hand")
     parser.add_argument("--tables", action="store_true", help="only print the tables of the rows at hand")
@@ -202,36 +197,26 @@ def main(argv: list[str]) -> None:
         return
     if missing and not options.tables:
         print(f"{history.device()}; {len(missing)} runs to go in {options.workers} processes", flush=True)
-        arguments = [argument for argument in argv if argument != "--fresh"]
-        command = [sys.executable, "-m", "benchmarks", "accuracy", *arguments, "--workers", str(options.workers)]
-        workers = [subprocess.Popen([*command, "--worker", str(i)]) for i in range(options.workers)]
-        codes = [worker.wait() for worker in workers]
-        if any(codes):
-            raise SystemExit("A worker failed; what it had finished is kept.")
-    rows = cached()
+        rows.in_processes("accuracy", [argument for argument in argv if argument != "--fresh"], options.workers)
+    known = cached()
     for epochs in (10, 3):
-        print(f"\n{table(rows, epochs)}")
-    print(f"\nTraining took {sum(row['seconds'] for row in rows.values()) / 60:.0f} minutes of one core in all.")
-    history.append("accuracy", _figures(rows))
+        print(f"\n{table(known, epochs)}")
+    print(f"\nTraining took {sum(row['seconds'] for row in known.values()) / 60:.0f} minutes of one core in all.")
+    history.append("accuracy", _figures(known))
 
 
 def _work(runs: list[Run], folder: str) -> None:
     data = fashion_mnist(folder)
     for run in runs:
         row = train(run, data)
-        with _CACHE.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows.append(_CACHE, [row])
         print(row, flush=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _figures(rows: dict[Run, dict[str, Any]]) -> dict[str, float]:
+def _figures(known: dict[Run, rows.Row]) -> dict[str, float]:
     """Mean accuracies of the long table."""
     groups: dict[str, list[float]] = {}
-    for run, row in rows.items():
+    for run, row in known.items():
         if run.epochs == 10:
             groups.setdefault(f"{run.strategy}, {100 * run.sparsity:g} %", []).append(row["accuracy"])
     return {name: float(np.mean(values)) for name, values in groups.items()}

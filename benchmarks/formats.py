@@ -2,8 +2,8 @@
 
 For kernels of 4096 by 4096, the time of each form against the dense kernel in the better of its two layouts: blocks of
 128 and of 32, vector-wise 2:4 over groups of 256 outputs, and weights pruned one by one. Then what `deploy` makes of
-one layer, over shapes, batches and sparsities: it should never lose. What the same dense product gains on itself is the
-noise to read that with.
+one layer, over shapes, batches and sparsities: it should never lose. The noise of these figures is what a dense product
+gains over a copy of itself.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 import jaxprune
 from benchmarks import history, timing
 from jaxprune.formats import Dense, Rows, Strips
-from jaxprune.formats import _timing as waited
+from jaxprune.formats._timing import seconds, speedup
 
 _SECONDS = 3.0  # that the timings of one deployed layer take together
 
@@ -69,7 +69,7 @@ def scattered(kernel: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
 
 
 def deployed(size: int, batch: int, mask: np.ndarray, repeats: int) -> tuple[str, float, float]:
-    """What `deploy` chooses for one layer, how much faster that is than its best dense form, and that than itself."""
+    """What `deploy` chooses for one layer, its speed-up over the best dense, and that of a dense copy: the noise."""
     rng = np.random.default_rng(0)
     params = {"kernel": jnp.asarray(rng.standard_normal((size, size), np.float32))}
     x = jnp.asarray(rng.standard_normal((batch, size), np.float32))
@@ -82,18 +82,18 @@ def deployed(size: int, batch: int, mask: np.ndarray, repeats: int) -> tuple[str
         "deployed": functools.partial(call, stored, x),
         "dense again": functools.partial(product, Dense.of(jnp.copy(masked)), x),
     }
-    times = waited.seconds(list(calls.values()), repeats, together=_SECONDS)
-    first, second = times[:, ::2], times[:, 1::2]  # what looks best by luck in one half gains nothing in the other
+    times = seconds(list(calls.values()), repeats, total=_SECONDS)
+    first, second = times[:, ::2], times[:, 1::2]  # the best is chosen by one half of the timings, judged by the other
     best = int(np.argmin(np.median(first[:2], axis=1)))
     form = choices.leaves[0].form
-    return form, waited.speedup(second, of=2, over=best), waited.speedup(second, of=3, over=0)
+    return form, speedup(second, of=2, over=best), speedup(second, of=3, over=0)
 
 
 def compare_forms(size: int, repeats: int) -> dict[str, float]:
     """Prints the speed-up of every form, and its share of what the sparsity allows."""
     figures: dict[str, float] = {}
 
-    def tell(name: str, mask: np.ndarray, forms: Any, batch: int) -> None:
+    def show(name: str, mask: np.ndarray, forms: Any, batch: int) -> None:
         ideal = 1 / mask.mean()
         dense, gains = speedups(mask, forms, batch, repeats)
         for form, gain in gains.items():
@@ -103,13 +103,13 @@ def compare_forms(size: int, repeats: int) -> dict[str, float]:
 
     for block, sparsities in ((128, (0.5, 0.75, 0.875)), (32, (0.75, 0.875))):
         for sparsity in sparsities:
-            tell(f"block {block}, {100 * sparsity:.1f} %", blocks(size, block, sparsity), strips((block, block)), 256)
-    tell("vector 2:4", vectors(size, 256), strips((1, 256)), 256)
+            show(f"block {block}, {100 * sparsity:.1f} %", blocks(size, block, sparsity), strips((block, block)), 256)
+    show("vector 2:4", vectors(size, 256), strips((1, 256)), 256)
     rng = np.random.default_rng(1)
     for sparsity in (0.9, 0.98):
         mask = rng.random((size, size)) >= sparsity
         for batch in (1, 256):
-            tell(f"single, {100 * sparsity:.0f} %", mask, scattered, batch)
+            show(f"single, {100 * sparsity:.0f} %", mask, scattered, batch)
     return figures
 
 

@@ -12,13 +12,13 @@ _HISTORY = Path(__file__).parent / "history.jsonl"
 
 
 def device() -> str:
-    """What the figures were measured on."""
+    """The device that figures are measured on."""
     first = jax.devices()[0]
     return f"{first.platform} ({first.device_kind}), {jax.device_count()} device(s), JAX {jax.__version__}"
 
 
 def append(question: str, figures: dict[str, float], versions: dict[str, str] | None = None) -> None:
-    """Adds a row: when, which commit, which device, which figures; also which versions of what is compared with."""
+    """Adds a row: time, commit, device and figures; also the versions of the libraries that are compared."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     ).stdout.strip()
@@ -41,7 +41,7 @@ def rows(question: str) -> list[dict[str, Any]]:
 
 
 def compared(found: list[dict[str, Any]]) -> str:
-    """The figures of the last row beside those of the one before it from the same device."""
+    """The figures of the last row, next to those of the row before it from the same device."""
     earlier = [row for row in found[:-1] if row["device"] == found[-1]["device"]]
     if not earlier:
         return "There is no earlier row from this device to compare with."

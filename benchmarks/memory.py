@@ -1,8 +1,8 @@
 """How much memory does pruning add to a training step?
 
-What the compiled step needs beside its arguments, and what lies in the optimizer state, as multiples of the parameters
-in bytes: Adam alone, with fixed masks, and with gradual pruning that refreshes, with masks as booleans and packed.
-Nothing is run and no parameter is made, so any size fits.
+The memory that the compiled step needs besides its arguments, and the size of the optimizer state, as multiples of the
+bytes of the parameters: for Adam alone, with fixed masks, and with gradual pruning that refreshes its masks, stored as
+booleans and packed. Nothing is run and no parameter is allocated, so any size fits.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _LAYERS = 8
 
 
 def loss(params: Any, x: jax.Array) -> jax.Array:
-    """Of a multilayer perceptron."""
+    """The loss of a multilayer perceptron."""
     for kernel in params:
         x = jax.nn.relu(x @ kernel)
     return jnp.mean(x)
@@ -52,9 +52,9 @@ def measured(name: str, width: int) -> tuple[float, float]:
 
 
 def working(compiled: Any) -> int:
-    """Bytes that a compiled function needs beside its arguments."""
+    """Bytes that a compiled function needs besides its arguments."""
     analysis = compiled.memory_analysis()
-    # What a donated argument leaves its place to needs no other.
+    # A result that takes the place of a donated argument needs no memory of its own.
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
 

@@ -91,7 +91,7 @@ class MLP(nn.Module):
 
 
 def random(shapes: Any) -> Any:
-    """Parameters of these shapes, with which a deep model's activations stay in range."""
+    """Parameters of these shapes, small enough for the activations of a deep model to stay in range."""
     generator = np.random.default_rng(0)
 
     def leaf(path: Any, shape: Any) -> Any:

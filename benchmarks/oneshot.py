@@ -1,9 +1,9 @@
 """How much of a language model is left after pruning without retraining?
 
 SmolLM2-135M, every linear layer of its blocks, calibrated on eight sequences of Wikipedia. For each method and
-sparsity: the perplexity on articles that were not seen, and on news; the seconds, compilation included; and how much
-memory the process had taken at most by then, the model and the machinery of JAX included. Every row is measured in a
-process of its own and kept in `oneshot.jsonl` beside this file.
+sparsity: the perplexity on other articles, and on news; the seconds, compilation included; and the peak memory of the
+process by then, the model and JAX itself included. Every row is measured in a process of its own and kept in
+`oneshot.jsonl` next to this file.
 """
 
 import argparse
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 
 import jaxprune
 from benchmarks import history, packages, rows, smollm, texts
-from jaxprune import budgets, oneshot, patterns
+from jaxprune import _text, budgets, layerwise, oneshot, patterns
 from jaxprune._arrays import tree
 
 _CACHE = Path(__file__).parent / "oneshot.jsonl"
-_TOGETHER = 4  # sequences in a batch
+_SEQUENCES_PER_BATCH = 4
 _PROTOCOL = 1  # raise it when anything below changes a result
 BLOCKS = jaxprune.filters.is_kernel & jaxprune.filters.named("^layers/")
 OWL = functools.partial(budgets.owl, threshold=5.0, deviation=0.08, layer=lambda path: path.rsplit("/", 1)[0])
@@ -58,16 +58,16 @@ def dense(params: Any, batches: Any) -> Any:
 
 
 def magnitude(params: Any, batches: Any, **asked: Any) -> Any:
-    """The baseline that looks at no data."""
+    """The baseline that uses no data."""
     del batches
     return jaxprune.apply(params, jaxprune.magnitude(params, where=BLOCKS, **asked))
 
 
-def sequential(method: Callable[..., Any], params: Any, batches: Any, *, budget: Any = None, **asked: Any) -> Any:
-    """Layer after layer, each for what the pruned ones before it make of the data."""
+def sequential(method: layerwise.Method, params: Any, batches: Any, *, budget: Any = None, **asked: Any) -> Any:
+    """Layer by layer, each for the inputs that the pruned layers before it give."""
     if budget is not None:
         asked["sparsity"] = _spread(params, batches, asked["sparsity"], budget)
-    return method(smollm.fun, params, batches, where=BLOCKS, **asked)[0]
+    return oneshot.prune(smollm.fun, params, batches, method, where=BLOCKS, **asked)[0]
 
 
 def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
@@ -80,19 +80,19 @@ def _spread(params: Any, batches: Any, sparsity: float, budget: Any) -> Any:
 
 METHODS: dict[str, Callable[..., Any]] = {
     "magnitude": magnitude,
-    "wanda": functools.partial(sequential, oneshot.wanda),
-    "sparsegpt, published": functools.partial(sequential, jaxprune.sparsegpt, damping=0.01, correction=0.0),
-    "sparsegpt": functools.partial(sequential, jaxprune.sparsegpt),
-    "admm": functools.partial(sequential, jaxprune.admm),
+    "wanda": functools.partial(sequential, layerwise.Wanda()),
+    "sparsegpt, published": functools.partial(sequential, layerwise.SparseGPT(damping=0.01), correction=0.0),
+    "sparsegpt": functools.partial(sequential, layerwise.SparseGPT()),
+    "admm": functools.partial(sequential, layerwise.ADMM()),
 }
 
 
 def measure(method: str, asked: str, cache: Path) -> rows.Row:
-    """Prunes the model in one way, and says what that took and what is left."""
+    """Prunes the model in one way: what that took, and the perplexity afterwards."""
     params, tokenizer = smollm.load(cache)
     train, test = texts.wikipedia(cache)
     sequences = texts.sequences(train, tokenizer)
-    batches = list(sequences.reshape(-1, _TOGETHER, sequences.shape[-1]))
+    batches = list(sequences.reshape(-1, _SEQUENCES_PER_BATCH, sequences.shape[-1]))
     prune = functools.partial(METHODS[method], **PATTERNS[asked]) if method != "dense" else dense
     start, cpu = time.perf_counter(), time.process_time()
     pruned = jax.block_until_ready(prune(params, batches))
@@ -114,15 +114,12 @@ def measure(method: str, asked: str, cache: Path) -> rows.Row:
 
 
 def table(found: list[rows.Row]) -> str:
-    """Markdown: a row for each way."""
-    lines = [
-        "| method | sparsity | Wikipedia | news | seconds | GiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    """The rows as a table in Markdown."""
+    cells = [("method", "sparsity", "Wikipedia", "news", "seconds", "GiB")]
     for row in found:
-        figures = f"{row['wikipedia']:.1f} | {row['news']:.1f} | {row['seconds']:.0f} | {row['gib']:.1f}"
-        lines.append(f"| {row['method']} | {row['asked']} | {figures} |")
-    return "\n".join(lines)
+        perplexities = f"{row['wikipedia']:.1f}", f"{row['news']:.1f}"
+        cells.append((row["method"], row["asked"], *perplexities, f"{row['seconds']:.0f}", f"{row['gib']:.1f}"))
+    return "\n".join(_text.markdown(cells))
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Files that packages on the index carry, kept in a folder of the user's."""
+"""Files out of packages on the package index, kept in a folder of the user's."""
 
 import subprocess
 import sys

@@ -125,7 +125,7 @@ def _theirs(dense: nn.Module, x: torch.Tensor) -> tuple[dict[str, float], dict[s
     same = dict(zip(pruned.modules(), masked.modules(), strict=True))
     for group in _pruner(pruned, x).step(interactive=True):
         for dependency, channels in group:
-            if isinstance(dependency.layer, nn.BatchNorm2d):  # zero from here on, since no shift is left
+            if isinstance(dependency.layer, nn.BatchNorm2d):  # the channel is zero from here on
                 with torch.no_grad():
                     same[dependency.layer].weight[channels] = 0
                     same[dependency.layer].bias[channels] = 0

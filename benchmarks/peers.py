@@ -1,8 +1,8 @@
 """What do other libraries take for the same work?
 
 JaxPruner: masks of single weights, and steps that train under them. Torch-Pruning: half of a ResNet-50's channels, each
-library against the dense model of its own framework. A peer that is not installed, or that does not run beside the JAX
-that is, is left out, and its line says why.
+library against the dense model of its own framework. A peer that is not installed, or that does not run on this JAX, is
+left out, and its line says why.
 """
 
 import argparse

@@ -18,13 +18,13 @@ def read(path: Path, protocol: int) -> list[Row]:
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows at once, so that those of one job are there together or not at all."""
+    """Writes the rows of one job in one piece, so that a stopped run leaves all of them or none."""
     with path.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def in_processes(question: str, argv: list[str], workers: int) -> None:
-    """Runs a benchmark once for each worker, with `--worker` and `--workers` to say which part of it is whose."""
+    """Runs a benchmark in several processes; `--worker` and `--workers` tell each which part of the work is its own."""
     command = [sys.executable, "-m", "benchmarks", question, *argv, "--workers", str(workers)]
     processes = [subprocess.Popen([*command, "--worker", str(i)]) for i in range(workers)]
     codes = [process.wait() for process in processes]

@@ -2,7 +2,7 @@
 
 Uniform magnitude pruning of float32 leaves of 4 M weights each, from 1 M parameters up, as passes of `sum(|x|)` over
 the same leaves and as nanoseconds per parameter. Linear growth is a flat column. Sizes that do not fit into the
-memory that is free are left out; `benchmarks.memory` tells the memory of a step at any size.
+memory that is free are left out; `benchmarks.memory` measures the memory of a step at any size.
 """
 
 import argparse
@@ -32,13 +32,13 @@ def free() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats is not None:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    # Where the system does not tell what is free, all of it counts as that.
+    # Where the system does not report free memory, all of it counts as free.
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def needed(compiled: Any) -> int:
-    """Bytes of a compiled selection: its arguments, its working memory, and its result beside the one before it."""
+    """Bytes of a compiled selection: arguments, working memory, and two results, since the one before is still held."""
     analysis = compiled.memory_analysis()
     return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes + 2 * analysis.output_size_in_bytes
 
@@ -67,5 +67,5 @@ def main(argv: list[str]) -> None:
         each, passes = 1e6 * milliseconds / size, timing.ratio(times, "prune", "read")
         figures |= {f"{size:,}, passes": passes, f"{size:,}, ns each": each}
         print(f"{size:14,}{milliseconds:10.1f}{each:10.2f}{passes:8.1f}", flush=True)
-        del tree, calls  # or they would lie beside the next ones
+        del tree, calls  # frees their memory before the next leaves are made
     history.append("scaling", figures)

@@ -2,8 +2,8 @@
 
 The time to select the highest tenth of many float32 scores, as a multiple of `sum(|x|)` over the same array, which
 reads it once. Each result is checked against NumPy's partition, ties included. Then a uniform budget over all leaves of
-ResNet-50, each a threshold of its own: passes over the model, and the time to trace and to compile it; and these times
-for more and more large leaves.
+ResNet-50, with a threshold for each leaf: passes over the model, and the time to trace and to compile it; and these
+times for a growing number of large leaves.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _NUMBERS = (28, 112, 224)
 
 
 def scores(kind: str, size: int) -> np.ndarray:
-    """Scores of the kind that selection meets."""
+    """Scores of a kind that occurs in practice."""
     rng = np.random.default_rng(0)
     normal = rng.standard_normal(size, dtype=np.float32)
     if kind == "normal":
@@ -39,7 +39,7 @@ def scores(kind: str, size: int) -> np.ndarray:
 
 
 def is_exact(values: np.ndarray, mask: np.ndarray, keep: int) -> bool:
-    """Whether the mask keeps `keep` of the highest, and of those at the threshold the first."""
+    """Whether the mask keeps the `keep` highest values, and of those equal to the threshold the first ones."""
     threshold = np.partition(values, len(values) - keep)[len(values) - keep]
     tied, kept = values == threshold, mask[values == threshold]
     above = values > threshold
@@ -48,7 +48,7 @@ def is_exact(values: np.ndarray, mask: np.ndarray, keep: int) -> bool:
 
 
 def by_leaf(repeats: int) -> dict[str, float]:
-    """Nine tenths of every leaf of ResNet-50, scales and biases too."""
+    """Prunes nine tenths of every leaf of ResNet-50, scales and biases included."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.tree.leaves(jax.eval_shape(models.ResNet50().init, jax.random.key(0), image)["params"])
     keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -69,7 +69,7 @@ def by_leaf(repeats: int) -> dict[str, float]:
 
 
 def by_number() -> dict[str, float]:
-    """Large leaves of a transformer's sizes, which are never made: only how the time to compile grows with them."""
+    """How the time to compile grows with the number of large leaves, as in a transformer; none is allocated."""
     figures = {}
     for number in _NUMBERS:
         leaves = [jax.ShapeDtypeStruct((512, 512 * (1 + i % 4)), jnp.float32) for i in range(number)]
@@ -83,7 +83,7 @@ def by_number() -> dict[str, float]:
 
 
 def prepared(leaves: list[Any]) -> tuple[Callable[..., Any], float, float]:
-    """Nine tenths of each leaf, compiled; the seconds to trace and lower that, and to compile it."""
+    """A compiled function that prunes nine tenths of each leaf, and the seconds to lower and to compile it."""
     prune = jax.jit(functools.partial(jaxprune.magnitude, sparsity=0.9, where=lambda path, leaf: True))
     start = time.perf_counter()
     lowered = prune.lower(leaves)

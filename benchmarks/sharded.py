@@ -1,8 +1,8 @@
-"""What does selection cost on a mesh, and what travels?
+"""What does selection cost on a mesh, and how much do the devices exchange?
 
 The time to prune two kernels, one split along its rows and one along its columns, over 1, 2, 4 and 8 devices and on
 both kinds of mesh, against one device; and the largest result of an operation between devices, in numbers. On a CPU the
-devices are threads of one machine, so their times say nothing of a real mesh; the traffic is what would travel there.
+devices are threads of one machine, so the times say nothing about a real mesh, but the traffic would be the same there.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--size", type=int, default=1024, help="rows and columns of each kernel")
     parser.add_argument("--repeats", type=int, default=11)
     options = parser.parse_args(argv)
-    # Has an effect only before JAX first asks for its devices, and only on a CPU.
+    # This has an effect only before JAX first lists its devices, and only on a CPU.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}"
 
     import jax
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
             name = f"{kind.name.lower()}, {count} devices"
             compiled = prune.lower(placed).compile()
             if not all(np.array_equal(mask, expected[key]) for key, mask in compiled(placed).items()):
-                raise SystemExit(f"On {name} the masks are others.")
+                raise SystemExit(f"On {name} the masks differ from those on one device.")
             calls[name], moved[name] = functools.partial(compiled, placed), traffic(compiled.as_text())
     times = timing.interleaved(calls, options.repeats)
     print(f"{history.device()}; two kernels of {options.size} by {options.size}, the highest tenth of each\n")

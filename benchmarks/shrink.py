@@ -1,8 +1,8 @@
 """Does shrinking pay, and what does it cost?
 
 For ResNet-50 and ViT-B/16 at half of every width: the time to couple, slim and shrink; the compiled FLOPs against those
-of a model built at that width; the latency before and after. For the hidden layers of an MLP: how much of the FLOP
-ratio turns into time. For an abstract decoder of 70 B parameters: time and memory to couple it.
+of a model built at that width; the latency before and after. For the hidden layers of an MLP: how much of the reduction
+in FLOPs becomes a reduction in time. For an abstract decoder of 70 B parameters: time and memory to couple it.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def _model(large: Any, native: Any, repeats: int) -> dict[str, float]:
 
 
 def mlp(repeats: int) -> dict[str, float]:
-    """Hidden layers only: the FLOP ratio is the ideal."""
+    """The hidden layers of an MLP, whose speed-up is at best the ratio of the FLOPs."""
     large = MLP(_WIDTH)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((_BATCH, _WIDTH)), jnp.float32)
     params = models.random(jax.eval_shape(large.init, jax.random.key(0), x))

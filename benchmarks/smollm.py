@@ -105,7 +105,7 @@ def _words(text: str) -> list[str]:
 
 
 def _printable_bytes() -> dict[int, str]:
-    """Each byte as a character: itself where it prints, else one beyond the Latin ones."""
+    """Each byte as a character: itself where it is printable, else one from code point 256 on."""
     printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printing]
     return {byte: chr(byte) for byte in printing} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -1,8 +1,9 @@
 """What does pruning add to a training step?
 
 A multilayer perceptron of 4 M parameters at batch 128 with Adam, as ratios to the plain step in the same process:
-fixed masks, gradual pruning on a step without a refresh, and on a step with one, also with packed masks. On a CPU, the
-time is what all cores spend on this process, whatever else they do; `--clock wall` gives the time that passes.
+fixed masks, gradual pruning on a step without a refresh of the masks, and on a step with one, also with packed masks.
+On a CPU, the time is what all cores spend on this process, so that other load does not count; `--clock wall` gives the
+time that passes.
 """
 
 import argparse
@@ -77,7 +78,7 @@ class Training:
         return self.params
 
     def lower(self) -> Any:
-        """The step's program, to compile and look into."""
+        """The lowered step, to compile and to inspect."""
         return self.compiled.lower(self.params, self.state, self.images, self.labels)
 
 
@@ -87,7 +88,7 @@ def usual_clock() -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Times the steps in turn."""
+    """Times the steps alternately."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks step", description=__doc__)
     parser.add_argument("--repeats", type=int, default=101)
     parser.add_argument("--clock", choices=CLOCKS, default=usual_clock())

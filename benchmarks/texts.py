@@ -1,4 +1,4 @@
-"""Two English texts that the package gensim carries for its own tests: Wikipedia, and news."""
+"""Two English texts that the package gensim contains for its tests: Wikipedia, and news."""
 
 import bz2
 import html
@@ -49,7 +49,7 @@ _HIDDEN = r"<!--.*?-->|<ref[^>]*/>|<ref.*?</ref>|<(math|gallery|code|pre|timelin
 
 
 def plain(markup: str) -> str:
-    """A text without its wiki markup and empty lines; of links it keeps what they show."""
+    """A text without its wiki markup and empty lines; of a link, the text that it shows is kept."""
     text = re.sub(_HIDDEN, "", markup, flags=re.DOTALL | re.IGNORECASE)
     text = _without_nested(text, r"\{\{", r"\}\}")
     text = _without_nested(text, r"\{\|", r"\|\}")

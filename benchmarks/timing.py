@@ -14,13 +14,13 @@ def interleaved(
     inner: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
-    """Times functions in turn, so that whatever else the machine does falls on all of them alike.
+    """Times functions alternately, so that other load on the machine affects all of them alike.
 
     Args:
       functions: Each does one unit of work and returns arrays to wait for. Each is called once first, to compile.
       repeats: Timings of each, at least ten.
       inner: Calls per timing, for short functions.
-      clock: What tells the time in seconds; `time.process_time` counts the seconds of all cores, this process's alone.
+      clock: Returns seconds; `time.process_time` adds up those of all cores, of this process alone.
 
     Returns:
       Seconds per call, one array of `repeats` timings each.

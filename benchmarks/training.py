@@ -2,7 +2,7 @@
 
 Every method trains the same network from scratch for the same number of epochs; lottery tickets take several such
 trainings, which the column of training FLOPs shows. FLOPs are those of hardware that skips zeros, relative to dense
-training. Rows are kept in `training.jsonl` beside this file. For `slim` the sparsity is of multiply-accumulates: the
+training. Rows are kept in `training.jsonl` next to this file. For `slim` the sparsity is of multiply-accumulates: the
 model is trained dense for part of the epochs, made smaller, and trained on.
 """
 
@@ -21,7 +21,7 @@ import optax
 
 import jaxprune
 from benchmarks import accuracy, history, rows
-from jaxprune import budgets, structured
+from jaxprune import _text, budgets, structured
 from jaxprune._arrays import tree
 from jaxprune._demo import classifier
 from jaxprune._demo.data import Images, fashion_mnist
@@ -32,16 +32,16 @@ _SEEDS = (0, 1, 2)
 _EPOCHS = 2
 _BATCH = 128
 _RATES = {"adamw": 2e-3, "sgd": 0.1}
-_SAMPLED = 40  # steps between two looks at the density
+_SAMPLED = 40  # steps between two measurements of the density
 _SPARSITIES = (0.9, 0.95, 0.98, 0.99)
 _ROUNDS = (0.6, 0.8, *_SPARSITIES)  # of the lottery
-_SNAPSHOT = 0.1  # of an epoch, after which the lottery's weights are kept to be rewound to
+_SNAPSHOT = 0.1  # epochs until the weights that the lottery rewinds to
 
 FUN = accuracy.FUN
 
 
 class Job(NamedTuple):
-    """What is trained at once: a method by name, its sparsity (of the lottery the last), a seed."""
+    """One job of a worker: a method by name, its sparsity (for the lottery the highest), a seed."""
 
     method: str
     sparsity: float
@@ -132,7 +132,7 @@ def _all_jobs(seeds: Iterable[int]) -> list[Job]:
 
 
 class Trained(NamedTuple):
-    """What a training leaves: parameters, masks (`None` if dense) and FLOPs relative to one dense training."""
+    """The result of a training: parameters, masks (`None` if dense) and FLOPs relative to one dense training."""
 
     params: Any
     masks: Any
@@ -171,7 +171,7 @@ def _inner(name: str, steps: int, offset: int = 0) -> optax.GradientTransformati
 
 @functools.lru_cache
 def _step(name: str, inner_name: str, steps: int, offset: int = 0) -> tuple[Any, Any]:
-    """The jitted step, and the optimizer by the sparsity."""
+    """The jitted step, and the optimizer as a function of sparsity and masks."""
     inner = _inner(inner_name, steps, offset)
 
     def optimizer(sparsity: Any, masks: Any = None) -> Any:
@@ -201,7 +201,7 @@ def _train(
     skip: int = 0,
     stop: int | None = None,
 ) -> Trained:
-    """One training: from fresh parameters, or from given ones under given masks; from step `skip` to step `stop`."""
+    """One training from step `skip` to step `stop`, from fresh parameters, or from given ones under given masks."""
     method, number = METHODS[name], jnp.float32(sparsity)
     step, optimizer = _step(name, task.optimizer, task.steps, skip)
     params = classifier.initialise(accuracy.MODEL, task.data.train_images, seed) if start is None else start
@@ -220,11 +220,11 @@ def _train(
     found = None if name == "dense" else jaxprune.masks_of(state)
     share = 1.0 if found is None else _share(task, found, samples)
     flops = (method.dense_passes + (3 - method.dense_passes) * share) / 3 * ((stop or task.steps) - skip) / task.steps
-    return Trained(params, found, flops + (_looks(task, share) if name == "RigL" else 0.0))
+    return Trained(params, found, flops + (_dense_gradients(task, share) if name == "RigL" else 0.0))
 
 
 def _share(task: Task, masks: Any, samples: list[Any]) -> float:
-    """Mean share of the multiply-accumulates that meet a kept weight."""
+    """The mean share of the multiply-accumulates that involve a kept weight."""
     mean = np.mean(np.asarray(jax.device_get(samples)), axis=0)
     paths = tree.paths(masks)
     return float(sum(task.costs[path] * density for path, density in zip(paths, mean, strict=True))) / _total(task)
@@ -234,14 +234,14 @@ def _total(task: Task) -> int:
     return sum(task.costs.values())
 
 
-def _looks(task: Task, share: float) -> float:
-    """What RigL's dense gradients cost: one dense pass of three at each exchange."""
+def _dense_gradients(task: Task, share: float) -> float:
+    """The FLOPs of RigL's dense gradients: one of the three passes is dense at each exchange."""
     times = _exchanging(task.steps)
     return ((times["end"] - times["begin"]) // times["every"] + 1) * (1 - share) / 3 / task.steps
 
 
 def _lottery(task: Task, job: Job) -> list[rows.Row]:
-    """Rounds of training, pruning what is left and rewinding; at each sparsity of the table also a fresh start."""
+    """Trains, prunes and rewinds in rounds; at each sparsity of the table it also trains the masks from new weights."""
     begin = time.perf_counter()
     early = round(_SNAPSHOT * task.steps / task.epochs)
     snapshot = _train(task, "dense", 0.0, job.seed, stop=early).params
@@ -261,7 +261,7 @@ def _lottery(task: Task, job: Job) -> list[rows.Row]:
 
 
 def _slim(task: Task, job: Job) -> list[rows.Row]:
-    """Dense for two fifths of the steps, then the small model for the rest."""
+    """Trains the dense model for two fifths of the steps, and the small one for the rest."""
     begin, early = time.perf_counter(), 2 * task.steps // 5
     dense = _train(task, "dense", 0.0, job.seed, stop=early)
     coupling = jaxprune.couple(FUN, dense.params, task.data.train_images[:1])
@@ -303,7 +303,7 @@ def _row(task: Task, job: Job, fun: Any, trained: Trained, seconds: float) -> ro
 
 
 def _achieved(weights: Any, trained: Trained) -> float:
-    """The fraction of weights removed; of a shrunk model that of all parameters."""
+    """The fraction of weights removed; for a shrunk model, of all parameters."""
     small = jaxprune.count_params(trained.params) / jaxprune.count_params(weights)
     if trained.masks is None or small < 1:
         return 1 - small
@@ -314,20 +314,18 @@ def table(found: list[rows.Row]) -> str:
     """Mean and spread over the seeds of the rows of one task, as Markdown."""
     seeds = sorted({row["seed"] for row in found})
     dense = [row for row in found if row["method"] == "dense"]
-    heads = [f"{100 * s:g} %" for s in _SPARSITIES]
+    cells = [["method", *(f"{100 * s:g} %" for s in _SPARSITIES)]]
     lines = [
         f"Accuracy in per cent after {found[0]['epochs']} epochs, mean ± standard deviation over the seeds {seeds}; in",
         "brackets the training FLOPs, in dense trainings, and the seconds.",
         f"Dense: {_cell(dense)}.",
         "",
-        f"| method | {' | '.join(heads)} |",
-        "|---" * (1 + len(heads)) + "|",
     ]
     for method in [*list(METHODS)[1:], *LOTTERY, "slim"]:
         at = [[row for row in found if (row["method"], row["sparsity"]) == (method, s)] for s in _SPARSITIES]
         if any(at):
-            lines.append(f"| {method} | {' | '.join(map(_cell, at))} |")
-    return "\n".join(lines)
+            cells.append([method, *map(_cell, at)])
+    return "\n".join([*lines, *_text.markdown(cells)])
 
 
 def _cell(found: list[rows.Row]) -> str:
@@ -376,7 +374,7 @@ def _work(jobs: list[Job], options: argparse.Namespace) -> None:
     task = task_of(fashion_mnist(options.folder), options.epochs, options.optimizer)
     done = {(r["method"], r["sparsity"], r["seed"]) for r in _kept(options)}
     for job in jobs:
-        # A lottery's last row stands for all of them, since they are written together.
+        # The rows of a lottery are written together, so its last one shows that all are there.
         last = job._replace(method=LOTTERY[-1]) if job.method == "lottery" else job
         if last not in done:
             found = train(task, job)

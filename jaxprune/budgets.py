@@ -40,7 +40,7 @@ def keep_count(groups: Count | Wide, sparsity: Sparsity) -> Count | Wide:
     Raises:
       ValueError: A Python sparsity is outside [0, 1], or groups are `Wide`.
 
-    Example:
+    Examples:
       >>> keep_count(10, 0.75), keep_count(25_000_000, jnp.float32(0.9))
       (2, Array(2500000, dtype=int32))
     """
@@ -184,7 +184,7 @@ def owl(
     Returns:
       Keep-counts, exactly `keep_count(all groups, sparsity)` in sum.
 
-    Example:
+    Examples:
       >>> scores = {"even": jnp.ones((8, 8)), "outliers": jnp.ones((8, 8)).at[0, 0].set(99.0)}
       >>> counts = owl(scores, 0.5, jaxprune.patterns.Unstructured())
       >>> print(counts["even"], counts["outliers"])
@@ -274,7 +274,7 @@ def by_path(rules: Mapping[str | Callable[[str], bool], float], default: float |
     Returns:
       A budget.
 
-    Example:
+    Examples:
       >>> budget = by_path({"conv": 0.5, r"dense_\d+": 0.9})
       >>> budget({"conv": {"kernel": jnp.ones((4, 5))}}, 0.0, jaxprune.patterns.Unstructured())
       {'conv': {'kernel': 10}}

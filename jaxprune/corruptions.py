@@ -1,7 +1,7 @@
-"""Inputs made worse in known ways, to see what a pruned model has lost that clean samples do not show.
+"""Corruptions of inputs: a pruned model may lose accuracy on corrupted samples that it keeps on clean ones.
 
-A corruption is a function from inputs to inputs of the same shape. Those that draw are made with a key, so that every
-model that is compared sees the same.
+A corruption is a function from inputs to inputs of the same shape. Random ones are made with a key, so that all models
+that are compared see the same inputs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def standard(key: PRNGKey) -> dict[str, Corruption]:
     Returns:
       Corruptions by name, for `jaxprune.report(..., corruptions=)`.
 
-    Example:
+    Examples:
       >>> list(standard(jax.random.key(0)))
       ['noise 0.5', 'noise 1', 'blur 1', 'contrast 0.3', 'occlusion 10 %']
 
@@ -55,7 +55,7 @@ def noise(key: PRNGKey, level: float) -> Corruption:
       key: From `jax.random.key`.
       level: The noise's standard deviation over that of all inputs.
 
-    Example:
+    Examples:
       >>> noisy = noise(jax.random.key(0), 0.5)(jnp.array([[-1.0, 1.0]] * 1000))
       >>> print(noisy.shape, noisy[:, 0].std().round(1))
       (1000, 2) 0.5
@@ -69,7 +69,7 @@ def noise(key: PRNGKey, level: float) -> Corruption:
 
 
 def blur(sigma: float) -> Corruption:
-    """Blurs images `(n, height, width, ...)` by a Gaussian; what is beyond the edge is as the edge.
+    """Blurs images `(n, height, width, ...)` by a Gaussian; beyond an edge, its pixels are repeated.
 
     Args:
       sigma: Its standard deviation in pixels, above 0.
@@ -93,7 +93,7 @@ def contrast(factor: float) -> Corruption:
     """Draws every sample towards its mean.
 
     Args:
-      factor: What the distance is multiplied by; 0 leaves nothing to see.
+      factor: What the distance to the mean is multiplied by; 0 makes every sample constant.
     """
 
     def corrupt(inputs: Any) -> Any:
@@ -105,11 +105,11 @@ def contrast(factor: float) -> Corruption:
 
 
 def occlusion(key: PRNGKey, share: float) -> Corruption:
-    """Covers a square at a place of its own in each image `(n, height, width, ...)` with the mean of all.
+    """Covers a square in each image `(n, height, width, ...)`, at a random place, with the mean over all images.
 
     Args:
       key: From `jax.random.key`.
-      share: Of the image that is covered, in [0, 1].
+      share: The share of each image that is covered, in [0, 1].
 
     References:
       DeVries and Taylor, 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".

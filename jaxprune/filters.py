@@ -1,6 +1,6 @@
 """Which leaves to prune: filters for `where=` that combine with `&`, `|` and `~`.
 
-Example:
+Examples:
   >>> import jax.numpy as jnp
   >>> from jaxprune import filters
   >>> params = {"conv": {"kernel": jnp.ones((3, 3, 8, 16))}, "head": {"kernel": jnp.ones((16, 10))}}
@@ -55,7 +55,7 @@ def named(pattern: str) -> Filter:
     Args:
       pattern: Searched anywhere in the path, as `re.search` does; anchor it with `^` and `$`.
 
-    Example:
+    Examples:
       >>> named(r"attention/.*kernel$")("block_0/attention/query/kernel", None)
       True
     """

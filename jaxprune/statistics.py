@@ -1,4 +1,4 @@
-"""What `calibrate` measures: a value for each parameter, every array of which broadcasts against the parameter."""
+"""What `calibrate` measures for each parameter. The arrays of `Norm` and `Variance` broadcast against the parameter."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Norm:
 
     Attributes:
       mean_square: float32, the mean of the input's square; of size 1 along the kernel's output axes. For a grouped
-        convolution, whose groups have inputs of their own, it has an entry for every output.
-      count: int32, over how many samples, of the same shape.
+        convolution, whose groups have different inputs, it has an entry for every output.
+      count: int32, of the same shape: the number of samples.
       axes: Which axes of the kernel are its inputs.
     """
 
@@ -43,7 +43,7 @@ class Moments:
     Attributes:
       mean: float32.
       variance: float32, the mean squared deviation.
-      count: int32, over how many samples.
+      count: int32, the number of samples.
     """
 
     mean: Any
@@ -54,7 +54,7 @@ class Moments:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "outputs"], meta_fields=["axes"])
 @dataclasses.dataclass(frozen=True)
 class Variance:
-    """Mean and variance of what a kernel is given and of what it makes of it.
+    """Mean and variance of the inputs and of the outputs of a kernel.
 
     Attributes:
       inputs: Of each input; as for `Norm`, of size 1 along the kernel's output axes.
@@ -70,12 +70,12 @@ class Variance:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "count"], meta_fields=["axes"])
 @dataclasses.dataclass(frozen=True)
 class Gram:
-    r"""How the inputs of a kernel go together.
+    r"""The Gram matrix of the inputs of a kernel.
 
     Attributes:
       mean: float32 `(stacked..., in, in)`, $X^\top X$ divided by the number of samples; the inputs are in the order of
         `axes.inputs`, flattened. For a grouped convolution `(stacked..., groups, in, in)`.
-      count: int32 `(stacked...,)` or `(stacked..., groups)`, over how many samples.
+      count: int32 `(stacked...,)` or `(stacked..., groups)`, the number of samples.
       axes: Which axes of the kernel are its inputs.
     """
 

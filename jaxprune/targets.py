@@ -1,4 +1,4 @@
-"""Where rounds of pruning lead: a target looks at the rounds so far and says what to try next.
+"""Targets of `jaxprune.prune_retrain`: each decides, from the rounds so far, what to try next and when to stop.
 
 A target is a value with two methods, `propose` and `best` (see `Target`); write your own class with them to search in
 another way. Round 0 is the dense model.
@@ -15,15 +15,15 @@ from jaxprune.typing import Masks, Params
 
 
 class Round(NamedTuple):
-    """What one round came to.
+    """The result of one round.
 
     Attributes:
       parent: The round that it started from.
       asked: The sparsity asked for.
       sparsity: The sparsity found.
       metric: After retraining, higher is better.
-      epochs: How many it was retrained.
-      kept: After how many of these the metric was best; what was found then is kept.
+      epochs: For how many epochs it was retrained.
+      kept: After how many of these the metric was best; the parameters of that epoch are kept.
     """
 
     parent: int
@@ -43,14 +43,17 @@ class Proposal(NamedTuple):
 
 @runtime_checkable
 class Target(Protocol):
-    """What `prune_retrain` asks; both must depend on nothing but their arguments, so that a run can be resumed."""
+    """What `prune_retrain` asks of a target.
+
+    Both methods must depend on nothing but their arguments, so that a run can be resumed.
+    """
 
     def propose(self, rounds: Sequence[Round], cost: Callable[[int, Callable[..., float], float], float]) -> Any:
         """The next `Proposal`, or `None` at the end.
 
         Args:
           rounds: So far, the dense model first.
-          cost: `cost(parent, of, sparsity)`: what `of(params, masks)` would be if that round's model were pruned so.
+          cost: `cost(parent, of, sparsity)` is `of(params, masks)` for that round's model, pruned to that sparsity.
         """
         ...
 
@@ -65,12 +68,12 @@ class AtSparsity:
 
     Attributes:
       sparsity: The last round's.
-      rounds: How many; one prunes once and retrains.
+      rounds: How many; with 1, the model is pruned once and retrained.
 
     Raises:
       ValueError: Not 0 <= sparsity < 1, or rounds < 1.
 
-    Example:
+    Examples:
       >>> target, done = AtSparsity(0.75, rounds=2), [Round(0, 0.0, 0.0, 0.9, 0, 0)]
       >>> target.propose(done, None)
       Proposal(parent=0, sparsity=0.5)
@@ -102,10 +105,11 @@ class AtSparsity:
 class AtMost:
     """A budget of multiply-accumulates, bytes or whatever else falls as the sparsity rises.
 
-    Before each round the sparsity that meets the budget is bisected, by pruning alone, and a share of the way is taken.
+    Before each round, bisection finds the sparsity that meets the budget, by pruning without retraining; the round then
+    goes an equal share of the way there.
 
     Attributes:
-      limit: Not to be passed.
+      limit: The highest cost allowed.
       cost: `cost(params, masks)`, such as `jaxprune.nbytes`, or
         `lambda params, masks: jaxprune.macs(fun, params, x, masks=masks).effective`.
       rounds: How many.
@@ -198,6 +202,6 @@ class Within:
         return max(passed, key=lambda i: rounds[i].asked)
 
     def passes(self, round_: Round, rounds: Sequence[Round]) -> bool:
-        """Whether a round is within the tolerance of the dense model; rounding does not fail one just at its edge."""
+        """Whether a round is within the tolerance of the dense model, or misses it by rounding alone."""
         least = rounds[0].metric - self.tolerance
         return round_.metric >= least or math.isclose(round_.metric, least, rel_tol=1e-9)

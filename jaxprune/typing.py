@@ -34,10 +34,19 @@ Gram: TypeAlias = Float[Array, "in in"]
 """$X^\\top X$ of a layer's inputs X, one row a sample."""
 
 Mask: TypeAlias = Bool[Any, "..."]
+"""The mask of one leaf, `True` = keep."""
+
 Score: TypeAlias = Float[Any, "..."]
+"""The scores of one leaf."""
+
 Count: TypeAlias = int | Int[Array, ""]
+"""A number of groups; an array where it was computed under `jit`."""
+
 Sparsity: TypeAlias = float | Float[Array, ""] | np.float32
+"""The fraction to remove, in [0, 1]; an array where a schedule computes it."""
+
 PRNGKey: TypeAlias = Key[Array, ""]
+"""A key that `jax.random.key` made."""
 
 Where: TypeAlias = Callable[[str, Any], bool]
 """Picks leaves by path ("encoder/layer_0/kernel") and by what they are."""

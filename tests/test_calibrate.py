@@ -35,13 +35,13 @@ def check(fun, params, batches, seen, statistics=("variance", "gram"), **options
                 assert value is None
 
 
-def matrix(array, axes, shape, told):
-    """An array that broadcasts against a leaf, as `(stacked, told)`."""
-    others = [a for a in range(len(shape)) if a not in (*axes.stacked, *told)]
+def matrix(array, axes, shape, varying):
+    """An array that broadcasts against a leaf, as `(stacked, varying)`; it has size 1 along the other axes."""
+    others = [a for a in range(len(shape)) if a not in (*axes.stacked, *varying)]
     assert all(array.shape[a] == 1 for a in others)
-    assert all(array.shape[a] == shape[a] for a in (*axes.stacked, *told))
-    moved = np.asarray(array, np.float64).transpose(*axes.stacked, *told, *others)
-    return moved.reshape(-1, int(np.prod([shape[a] for a in told])))
+    assert all(array.shape[a] == shape[a] for a in (*axes.stacked, *varying))
+    moved = np.asarray(array, np.float64).transpose(*axes.stacked, *varying, *others)
+    return moved.reshape(-1, int(np.prod([shape[a] for a in varying])))
 
 
 def compare(statistic, got, shape, x, y):
@@ -57,10 +57,10 @@ def compare(statistic, got, shape, x, y):
         np.testing.assert_allclose(matrix(got.norm, axes, shape, axes.inputs), np.linalg.norm(x, axis=1), rtol=1e-5)
         assert (got.count == x.shape[1]).all()
         return
-    for moments, values, told in ((got.inputs, x, axes.inputs), (got.outputs, y, axes.outputs)):
+    for moments, values, varying in ((got.inputs, x, axes.inputs), (got.outputs, y, axes.outputs)):
         scale = np.abs(values).max()
-        np.testing.assert_allclose(matrix(moments.mean, axes, shape, told), values.mean(1), atol=1e-5 * scale)
-        np.testing.assert_allclose(matrix(moments.variance, axes, shape, told), values.var(1), atol=1e-5 * scale**2)
+        np.testing.assert_allclose(matrix(moments.mean, axes, shape, varying), values.mean(1), atol=1e-5 * scale)
+        np.testing.assert_allclose(matrix(moments.variance, axes, shape, varying), values.var(1), atol=1e-5 * scale**2)
         assert (moments.count == values.shape[1]).all()
 
 
@@ -362,6 +362,25 @@ def test_parts_of_a_kernel_are_put_where_they_belong():
     np.testing.assert_allclose(got["fused"].inputs.mean[:, 0], 1.5 * wide.mean(0), rtol=1e-5)
     np.testing.assert_allclose(got["halves"].inputs.mean[:, 0], wide.mean(0), rtol=1e-5)
     np.testing.assert_allclose(got["turned"].inputs.mean[:, 0], wide.mean(0)[::-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("statistic", ["norm", "variance", "gram"])
+def test_samples_that_do_not_count_change_nothing(statistic):
+    """Also where the program merges the axes of the samples, and whatever the others hold."""
+
+    def fun(p, x):
+        hidden = x @ p["up"]
+        return hidden.reshape(-1, 4) @ p["down"]
+
+    rng = np.random.default_rng(0)
+    params = {"up": rng.normal(size=(6, 4)).astype(np.float32), "down": rng.normal(size=(4, 2)).astype(np.float32)}
+    x, valid = rng.normal(size=(5, 7, 6)).astype(np.float32), rng.random((5, 7)) < 0.6
+    got = calibrate(fun, params, [np.where(valid[..., None], x, np.nan)], statistic=statistic, valid=lambda _: valid)
+    expected = calibrate(fun, params, [x[valid][None]], statistic=statistic)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"'up': its samples have the axes \(5, 7\), and `valid` gave \(7, 5\)"):
+        calibrate(fun, params, [x], statistic=statistic, valid=lambda _: valid.T)
 
 
 @pytest.mark.wrong_types

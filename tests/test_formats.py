@@ -156,7 +156,7 @@ def test_products_are_found_through_transposes_casts_and_calls(params):
 def test_deploy_computes_the_masked_model(params, sparse_wins, monkeypatch):
     """With a clock that favours either side, since a real one decides as it likes."""
 
-    def seconds(calls, repeats, together=0.5):
+    def seconds(calls, repeats, total=0.5):
         first = 1.0 if sparse_wins else 0.1
         slow = {0: first, 1: first}
         return np.array(
@@ -167,9 +167,9 @@ def test_deploy_computes_the_masked_model(params, sparse_wins, monkeypatch):
     masks = jaxprune.magnitude(params, 0.75, pattern=patterns.Block((16, 16)))
     fast, fast_params, choices = jaxprune.deploy(model, params, masks, jnp.ones((7, 32)))
     forms = {choice.path: choice.form for choice in choices.leaves}
-    held = {name for name, leaf in fast_params.items() if isinstance(leaf, formats.Held)}
-    assert held == ({"first", "outputs first", "cast"} if sparse_wins else set())
-    assert all((forms[name] != "dense") == (name in held) for name in params)
+    stored = {name for name, leaf in fast_params.items() if isinstance(leaf, formats.StoredKernel)}
+    assert stored == ({"first", "outputs first", "cast"} if sparse_wins else set())
+    assert all((forms[name] != "dense") == (name in stored) for name in params)
     pruned = jaxprune.apply(params, masks)
     for batch in (7, 2):
         x = jax.random.normal(jax.random.key(1), (batch, 32))
@@ -217,10 +217,10 @@ def test_timings_are_those_of_the_functions(monkeypatch):
         return jnp.ones(())
 
     slow, quick = functools.partial(call, 4e-3), functools.partial(call, 1e-3)
-    times = _timing.seconds([slow, quick], 3, together=0.0)
+    times = _timing.seconds([slow, quick], 3, total=0.0)
     np.testing.assert_allclose(times, [[4e-3] * 3, [1e-3] * 3], rtol=1e-6)
     # Two calls of the slow one and five of the quick one fill the five milliseconds of a timing.
-    assert _timing.seconds([slow, quick], 3, together=0.125).shape == (2, 10)
+    assert _timing.seconds([slow, quick], 3, total=0.125).shape == (2, 10)
     assert math.isclose(_timing.speedup(times, of=1, over=0), 4, rel_tol=1e-6)
     assert math.isclose(_timing.speedup(np.array([[2.0, 4.0], [1.0, 1.0]]), of=1, over=0), 3)
 

@@ -9,10 +9,11 @@ from zoo.case import floats, kernels
 from jaxprune._jaxpr import products
 from jaxprune._jaxpr.coupling import biases, control, labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
-from jaxprune._jaxpr.coupling.regroup import factors
+from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.shrinking import rules as shrinking
+from jaxprune._jaxpr.staging.flattening import flatten
 from jaxprune._jaxpr.tracing import trace
-from jaxprune._jaxpr.walker import opened, walk
+from jaxprune._jaxpr.walker import jaxpr_and_constants, walk
 from jaxprune.structured._coupling import couple
 
 
@@ -89,32 +90,32 @@ def test_a_reshape_is_aligned_in_its_finest_runs(before, after, expected):
 
 
 def test_the_walker_calls_the_rule_of_each_equation_and_drops_what_is_no_longer_read():
-    jaxpr, constants = opened(jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(x) * x) + 1)(1.0))
+    jaxpr, constants = jaxpr_and_constants(jax.make_jaxpr(lambda x: jnp.sin(jnp.sin(x) * x) + 1)(1.0))
     met = []
 
     def rule(context, eqn, *operands):
         met.append((context, eqn.primitive.name, operands))
         return [f"{eqn.primitive.name}({', '.join(operands)})"]
 
-    (out,) = walk(jaxpr, ["x"], lambda eqn: rule, "context", literal=str, constants=constants)
+    (out,) = walk(jaxpr, ["x"], rule, "context", literal=str, constants=constants)
     assert out == "add(sin(mul(sin(x), x)), 1.0)"
     assert [name for _, name, _ in met] == ["sin", "mul", "sin", "add"]
     assert {context for context, _, _ in met} == {"context"}
 
 
 def test_the_walker_keeps_every_value_if_asked():
-    jaxpr, _ = opened(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x)))(1.0))
+    jaxpr, _ = jaxpr_and_constants(jax.make_jaxpr(lambda x: jnp.sin(jnp.cos(x)))(1.0))
     kept = {}
-    walk(jaxpr, [0], lambda eqn: lambda _, eqn, x: [x + 1], None, literal=float, keep=kept)
+    walk(jaxpr, [0], lambda _, eqn, x: [x + 1], None, literal=float, keep=kept)
     assert sorted(kept.values()) == [0, 1, 2]
 
 
 def test_the_walker_refuses_a_wrong_number_of_values():
-    jaxpr, _ = opened(jax.make_jaxpr(jnp.sin)(1.0))
+    jaxpr, _ = jaxpr_and_constants(jax.make_jaxpr(jnp.sin)(1.0))
     with pytest.raises(ValueError, match="zip"):
-        walk(jaxpr, [0, 0], lambda eqn: lambda *_: [0], None, literal=float)
+        walk(jaxpr, [0, 0], lambda *_: [0], None, literal=float)
     with pytest.raises(ValueError, match="zip"):
-        walk(jaxpr, [0], lambda eqn: lambda *_: [0, 0], None, literal=float)
+        walk(jaxpr, [0], lambda *_: [0, 0], None, literal=float)
 
 
 def test_a_shared_jaxpr_is_walked_at_each_call_with_its_own_labels():
@@ -148,6 +149,26 @@ def test_an_unknown_primitive_freezes_what_it_touches_and_a_warning_names_it_and
         coupling = couple(fun, params, floats(2, 8), floats(2, 3))
     assert coupling.frozen["first", 0] == "'qr' has no rule and touches it"
     assert [group.name for group in coupling.groups] == ["second"]
+
+
+def test_a_reduction_by_a_function_of_the_users_is_not_taken_for_a_call():
+    """It holds the jaxpr of how two numbers are combined, with as many inputs as it has operands."""
+
+    def peaks(x):
+        return jax.lax.reduce(x, np.float32(0), lambda a, b: jax.lax.select(a * a > b * b, a, b), (0,))
+
+    def fun(p, x):
+        return peaks((x @ p["first"]).T)[:, None] * peaks(p["first"])[None] @ p["second"]
+
+    params = jax.tree.map(
+        lambda k: jnp.arange(k.size, dtype=k.dtype).reshape(k.shape), kernels(first=(4, 8), second=(8, 2))
+    )
+    x = jnp.eye(5, 4)
+    traced = trace(fun, params, x)
+    flat = flatten(traced, [0])
+    (got,) = jax.core.eval_jaxpr(flat.jaxpr, flat.consts, *params.values(), x)
+    assert got.tolist() == fun(params, x).tolist()
+    assert products.count(traced).by_leaf == {0: 5 * 4 * 8, 1: 5 * 8 * 2}
 
 
 def test_every_rule_of_a_shape_has_a_rule_of_labels():

@@ -1,5 +1,7 @@
 """Whole-model pruning: each kernel as `layerwise` prunes it, for the inputs that it really has."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import jaxprune
 from jaxprune import layerwise, oneshot
 from jaxprune._calibration._calibrate import calibrate
 from jaxprune.filters import named
+from jaxprune.layerwise import _sparsegpt
 from jaxprune.patterns import NM, Unstructured
 
 
@@ -54,7 +57,7 @@ def test_each_kernel_is_pruned_for_its_inputs(propagate):
 
 @pytest.mark.parametrize("propagate", [True, False])
 def test_wanda_sees_what_pruned_kernels_give(propagate):
-    got, masks = oneshot.wanda(two_layers, PARAMS, BATCHES, 0.5, propagate=propagate)
+    got, masks = oneshot.prune(two_layers, PARAMS, BATCHES, layerwise.Wanda(), sparsity=0.5, propagate=propagate)
     first = calibrate(two_layers, PARAMS, BATCHES)
     up = jaxprune.wanda(PARAMS, first, 0.5)["up"]
     np.testing.assert_array_equal(masks["up"], up)
@@ -74,7 +77,7 @@ def test_wanda_of_stacks_and_groups_is_that_of_the_dense_model(pattern):
         return conv, jnp.einsum("ebi,eoi->ebo", x.reshape(3, 8, 8), p["experts"])
 
     params = {"conv": normal(10, 4, 1, 6), "experts": normal(11, 3, 5, 8)}
-    masks = oneshot.wanda(fun, params, BATCHES, pattern=pattern)[1]
+    masks = oneshot.prune(fun, params, BATCHES, layerwise.Wanda(), pattern=pattern)[1]
     options = {} if pattern == Unstructured() else {"pattern": pattern}
     expected = jaxprune.wanda(params, calibrate(fun, params, BATCHES), where=named("experts"), **options)
     np.testing.assert_array_equal(masks["experts"], expected["experts"])
@@ -99,7 +102,7 @@ def test_kernels_make_up_for_those_before_them(correction):
     got, masks = jaxprune.admm(two_layers, PARAMS, BATCHES, 0.5, correction=correction, **options)
     up, _ = layerwise.admm(PARAMS["up"], gram_of(*BATCHES), 0.5, **options)
     before, after = (jax.nn.relu(jnp.concatenate(BATCHES) @ kernel) for kernel in (PARAMS["up"], up))
-    corrected = layerwise.correct(PARAMS["down"], after.T @ after, after.T @ before, correction)
+    corrected = layerwise.correct(PARAMS["down"], after.T @ after, after.T @ before, share=correction)
     down, mask = layerwise.admm(corrected, after.T @ after, 0.5, **options)
     np.testing.assert_array_equal(masks["down"], mask)
     np.testing.assert_allclose(got["up"], up, atol=1e-3)
@@ -125,7 +128,7 @@ def residual_by_columns(p, x):
 
 @pytest.mark.parametrize("fun", [residual_by_rows, residual_by_columns])
 def test_a_kernel_that_adds_to_a_stream_makes_up_for_all_of_it(fun):
-    """The stream has strayed by what the embedding lost."""
+    """The stream has changed by what pruning the embedding has changed."""
 
     def embedded(p, x):
         return fun(p, x @ p["embed"])
@@ -138,7 +141,7 @@ def test_a_kernel_that_adds_to_a_stream_makes_up_for_all_of_it(fun):
     before, now = x @ params["embed"], x @ embed
     was, after = (jax.nn.relu(stream @ params["up"] + 1) for stream in (before, now))
     residual = after.T @ (before - now)
-    corrected = layerwise.correct(params["down"], after.T @ after, after.T @ was, 0.7, residual=residual)
+    corrected = layerwise.correct(params["down"], after.T @ after, after.T @ was, share=0.7, residual=residual)
     down, _ = layerwise.admm(corrected, after.T @ after, 0.5, **options)
     np.testing.assert_allclose(got["down"], down, atol=2e-3)
 
@@ -202,7 +205,7 @@ def test_padding_has_no_part_in_a_correction():
 
     params = {"embed": normal(19, 8, 8), "down": normal(20, 8, 8)}
     padded = jnp.concatenate([BATCHES[0], jnp.full((4, 8), jnp.nan)])
-    got = jaxprune.sparsegpt(fun, params, [padded], 0.5, mask=lambda x: jnp.arange(28) < 24)[0]
+    got = jaxprune.sparsegpt(fun, params, [padded], 0.5, valid=lambda x: jnp.arange(28) < 24)[0]
     expected = jaxprune.sparsegpt(fun, params, [BATCHES[0]], 0.5)[0]
     for name in params:
         np.testing.assert_allclose(got[name], expected[name], atol=1e-4)
@@ -241,18 +244,109 @@ def test_recurrent_kernels_see_every_step():
     np.testing.assert_allclose(got["again"], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "value", "options"),
+    [
+        (jaxprune.sparsegpt, layerwise.SparseGPT, {}),
+        (jaxprune.sparsegpt, layerwise.SparseGPT, {"block": 4, "damping": 0.02, "within": "output"}),
+        (jaxprune.admm, layerwise.ADMM, {}),
+        (jaxprune.admm, layerwise.ADMM, {"iterations": 5, "damping": 0.02, "penalty": 2.0, "within": "layer"}),
+    ],
+)
+@pytest.mark.parametrize("driver", [{}, {"pattern": NM(2, 4), "propagate": False, "where": named("up")}])
+def test_recipes_equal_prune_by_their_values(recipe, value, options, driver):
+    sparsity = None if driver else {"up": 0.5, "down": 0.25}
+    got = recipe(two_layers, PARAMS, BATCHES, sparsity, **options, **driver)
+    expected = oneshot.prune(two_layers, PARAMS, BATCHES, value(**options), sparsity=sparsity, **driver)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert not np.array_equal(got[0]["up"], PARAMS["up"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """A method of a user's own: removes the first inputs, and doubles what is left."""
+
+    calls: list
+
+    statistic = "gram"
+
+    def prepare(self, statistic):
+        self.calls.append(("prepare", statistic))
+        return jnp.trace(statistic)
+
+    def prune(self, kernel, prepared, sparsity, pattern):
+        self.calls.append(("prune", kernel, prepared, sparsity, pattern))
+        if kernel.shape[1] == 1:
+            raise ValueError("a single output.")
+        mask = jnp.broadcast_to(jnp.arange(len(kernel))[:, None] >= round(len(kernel) * sparsity), kernel.shape)
+        return jnp.where(mask, 2 * kernel, 0), mask
+
+
+def test_a_method_of_a_users_own():
+    method = Doubled([])
+    assert isinstance(method, layerwise.Method)
+    sparsity = {"up": jnp.float32(0.25), "down": 0.5}
+    got, masks = oneshot.prune(two_layers, PARAMS, BATCHES, method, sparsity=sparsity, correction=0.0)
+    up = 2 * PARAMS["up"].at[:2].set(0)
+    np.testing.assert_array_equal(got["up"], up)
+    np.testing.assert_array_equal(got["down"], 2 * PARAMS["down"].at[:4].set(0))
+    np.testing.assert_array_equal(masks["down"], jnp.arange(8)[:, None].repeat(8, 1) >= 4)
+    hidden = [jax.nn.relu(x @ up) for x in BATCHES]
+    names, values = zip(*((name, rest) for name, *rest in method.calls), strict=True)
+    assert names == ("prepare", "prune") * 2
+    for measured, inputs in zip(values[::2], (BATCHES, hidden), strict=True):
+        np.testing.assert_allclose(measured[0], gram_of(*inputs), rtol=1e-4, atol=1e-2)
+    for given, measured, name in zip(values[1::2], values[::2], PARAMS, strict=True):
+        np.testing.assert_array_equal(given[0], PARAMS[name])
+        np.testing.assert_array_equal(given[1], jnp.trace(measured[0]))
+
+
+def test_a_method_of_a_users_own_is_told_what_the_pattern_fixes_and_its_errors_are_named():
+    method = Doubled([])
+    oneshot.prune(lambda p, x: x @ p["w"], {"w": normal(0, 8, 4)}, BATCHES, method, pattern=NM(1, 4, axis=-2))
+    assert method.calls[-1][-2:] == (0.75, NM(1, 4))
+    with pytest.raises(ValueError, match=r"'w': a single output\."):
+        oneshot.prune(lambda p, x: x @ p["w"], {"w": normal(0, 8, 1)}, BATCHES, method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"statistic": "variance"}, r"`Changed.statistic` must be 'gram' or 'norm'; got 'variance'"),
+        (
+            {"prune": lambda kernel, *_: (kernel.astype(jnp.bfloat16), kernel > 0)},
+            r"'up': `Changed.prune` .* got bfloat16 \(8, 8\) and bool",
+        ),
+        (
+            {"prune": lambda kernel, *_: (kernel, kernel)},
+            r"'up': .* the mask as bool \(8, 8\); got .* and float32 \(8, 8\)",
+        ),
+        ({"prune": lambda kernel, *_: (kernel, kernel[:4] > 0)}, r"'up': .* and bool \(4, 8\)"),
+    ],
+)
+def test_a_method_that_does_not_keep_to_the_protocol_is_named(changes, message):
+    method = type("Changed", (Doubled,), {name: staticmethod(c) if callable(c) else c for name, c in changes.items()})
+    with pytest.raises(ValueError, match=message):
+        oneshot.prune(two_layers, PARAMS, BATCHES, method([]))
+
+
+def test_methods_without_gram_matrices_are_not_corrected():
+    with pytest.raises(ValueError, match=r"`correction` needs the Gram matrices.*Wanda.*measures their norms"):
+        oneshot.prune(two_layers, PARAMS, BATCHES, layerwise.Wanda(), correction=0.5)
+
+
 def test_kernels_with_one_input_share_its_gram_matrix(monkeypatch):
     calls = []
     damp = layerwise.damp
-    monkeypatch.setattr(layerwise, "damp", lambda *args: calls.append(args) or damp(*args))
-    told = []
+    monkeypatch.setattr(_sparsegpt, "damp", lambda *args, **options: calls.append(args) or damp(*args, **options))
+    reports = []
     params = {"gate": normal(7, 8, 8), "up": normal(8, 8, 8)}
     jaxprune.sparsegpt(
         lambda p, x: (x @ p["gate"]) * (x @ p["up"]), params, BATCHES, {"gate": 0.5, "up": 0.25},
-        progress=lambda *args: told.append(args),
+        progress=lambda *args: reports.append(args),
     )  # fmt: skip
     assert len(calls) == 1
-    assert told == [(1, 2, "gate"), (2, 2, "up")]
+    assert reports == [(1, 2, "gate"), (2, 2, "up")]
 
 
 def test_admm_keeps_more_than_sparsegpt():
@@ -325,13 +419,13 @@ def test_a_scan_is_repaired_as_the_unrolled_model():
 
 @pytest.mark.parametrize("pattern", [Unstructured(), NM(2, 4)])
 def test_swaps_of_a_whole_model(pattern):
-    masks = oneshot.wanda(two_layers, PARAMS, BATCHES, pattern=pattern)[1]
+    masks = oneshot.prune(two_layers, PARAMS, BATCHES, layerwise.Wanda(), pattern=pattern)[1]
     got, refined = oneshot.swap(two_layers, PARAMS, masks, BATCHES, pattern=pattern)
-    up = layerwise.swap(PARAMS["up"], masks["up"], gram_of(*BATCHES), pattern)
+    up = layerwise.swap(PARAMS["up"], gram_of(*BATCHES), masks["up"], pattern=pattern)
     hidden = [jax.nn.relu(x @ jnp.where(up, PARAMS["up"], 0)) for x in BATCHES]
     np.testing.assert_array_equal(refined["up"], up)
     np.testing.assert_array_equal(
-        refined["down"], layerwise.swap(PARAMS["down"], masks["down"], gram_of(*hidden), pattern)
+        refined["down"], layerwise.swap(PARAMS["down"], gram_of(*hidden), masks["down"], pattern=pattern)
     )
     np.testing.assert_array_equal(got["up"], jnp.where(up, PARAMS["up"], 0))
     assert (refined["up"] != masks["up"]).any()

@@ -209,19 +209,12 @@ def test_small_semantics_are_those_of_a_model_configured_small(relaxed):
     coupling = couple(large.apply, params, x, semantics="small")
     params = randomised(params)
     masks = unit_masks(coupling, params)
-    small, small_params, _ = shrink(large.apply, params, masks, coupling, semantics="small")
+    small, small_params, _ = shrink(large.apply, params, masks, coupling)
     expected = jax.eval_shape(native.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, small_params) == jax.tree.map(jnp.shape, expected)
     assert (jax.jit(small)(small_params, x) == jax.jit(native.apply)(small_params, x)).all()
     masked = large.apply(masking.apply(params, masks), x)
     assert not np.allclose(small(small_params, x), masked, rtol=1e-3), "the masked model divides by the full width"
-
-
-def test_small_and_masked_semantics_do_not_mix():
-    fun, params, args = plain.mlp()
-    coupling = couple(fun, params, *args, semantics="small")
-    with pytest.raises(ValueError, match="Give both the same"):
-        shrink(fun, params, jax.tree.map(lambda _: None, params), coupling)
 
 
 def test_units_that_died_of_other_causes_go_too():

@@ -108,6 +108,16 @@ def test_rewinding_starts_each_round_from_the_snapshot():
     assert found.params["w"].tolist() == [[0.0] * 10 + [0.5] * 10]
 
 
+def test_progress_is_reported_at_the_start_of_a_round_and_after_each_epoch():
+    reports = []
+    jaxprune.prune_retrain(
+        DENSE, jaxprune.magnitude, trainer(), targets.AtSparsity(0.5, 2), epochs=2,
+        progress=lambda *report: reports.append(report),
+    )  # fmt: skip
+    assert [report[:2] for report in reports] == [(0, 2), (1, 2), (2, 2)] * 2
+    assert [what.split(",")[0] for *_, what in reports] == ["round 1"] * 3 + ["round 2"] * 3
+
+
 def test_rounds_on_disk_go_back_to_the_dense_model(tmp_path):
     """The first round falls short, so that the second starts from where the first did."""
     target = targets.Within(20.0, rounds=6)

@@ -1,8 +1,9 @@
-"""Running means, variances and Gram matrices of what products see, merged so that many batches lose no accuracy.
+"""Running means, variances and Gram matrices of the inputs of products, merged batch by batch.
 
-Each kind of statistic is three functions: `empty` makes a state of nothing, `take` takes a product in, `finish` makes
-the public value. A state's first axes are the leaf's, of size 1 where the statistic has none. Means are kept and not
-sums: what a new batch adds is weighed by its share, so rounding errors do not grow with the number of batches.
+Each kind of statistic is three functions: `empty` makes the state before the first batch, `take` adds a product to a
+state, `finish` makes the public value. The first axes of a state are those of the leaf, of size 1 where the statistic
+does not vary along them. A state holds means, not sums: a new batch is added in proportion to its number of samples, so
+rounding errors do not grow with the number of batches.
 
 References:
   Chan, Golub & LeVeque, 1983, "Algorithms for Computing the Sample Variance: Analysis and Recommendations".
@@ -21,14 +22,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune._arrays import meshes
+from jaxprune._jaxpr.roles.operands import AlignedValues, Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use
-from jaxprune._jaxpr.roles.seen import Product, Seen, Unclear
 from jaxprune.statistics import Gram, Moments, Norm, Variance
 from jaxprune.typing import Axes
 
 
 class Kind(NamedTuple):
-    """A statistic: `empty(shape, use)`, `take(state, product, use, mask)` and `finish(state, shape, use)`."""
+    """A statistic: `empty(shape, use)`, `take(state, product, use, valid)` and `finish(state, shape, use)`."""
 
     empty: Callable[..., Any]
     take: Callable[..., Any]
@@ -36,7 +37,7 @@ class Kind(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean, and of how many samples; the number lacks the axes of a matrix."""
+    """A mean, and over how many samples; for a matrix the number has two axes fewer."""
 
     mean: Float[Array, "..."]
     number: Int[Array, "..."]
@@ -46,9 +47,9 @@ def _empty_norm(shape: Sequence[int], use: Use) -> Mean:
     return _empty_mean(_input_extents(shape, use))
 
 
-def _take_norm(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
+def _take_norm(state: Mean, product: Product, use: Use, valid: Any) -> Mean:
     seen = product.inputs()
-    squares, samples, count = _counted(seen._replace(values=jnp.square(_wide(seen.values))), mask)
+    squares, samples, count = _counted(seen._replace(values=jnp.square(_wide(seen.values))), valid)
     return _into(state, Mean(_mean(squares, samples, count), count), seen.start, merge_means)
 
 
@@ -62,17 +63,17 @@ def _empty_variance(shape: Sequence[int], use: Use) -> tuple[Moments, Moments]:
     return _empty_moments(_input_extents(shape, use)), _empty_moments(outputs)
 
 
-def _take_variance(state: tuple[Moments, Moments], product: Product, use: Use, mask: Any) -> tuple[Moments, Moments]:
+def _take_variance(state: tuple[Moments, Moments], product: Product, use: Use, valid: Any) -> tuple[Moments, Moments]:
     del use
     inputs, outputs = product.inputs(), product.outputs()
-    return _take_moments(state[0], inputs, mask), _take_moments(state[1], outputs, mask)
+    return _take_moments(state[0], inputs, valid), _take_moments(state[1], outputs, valid)
 
 
-def _take_moments(state: Moments, seen: Seen, mask: Any) -> Moments:
-    values, samples, count = _counted(seen._replace(values=_wide(seen.values)), mask)
+def _take_moments(state: Moments, seen: AlignedValues, valid: Any) -> Moments:
+    values, samples, count = _counted(seen._replace(values=_wide(seen.values)), valid)
     mean = _mean(values, samples, count)
     deviations = jnp.square(_wide(seen.values) - jnp.expand_dims(mean, tuple(range(samples))))
-    squares, _, _ = _counted(seen._replace(values=deviations), mask)
+    squares, _, _ = _counted(seen._replace(values=deviations), valid)
     return _into(state, Moments(mean, _mean(squares, samples, count), count), seen.start, _merge_moments)
 
 
@@ -80,25 +81,28 @@ def _finish_variance(state: tuple[Moments, Moments], shape: Sequence[int], use: 
     return Variance(_ungrouped(state[0], shape, use), state[1], _axes(use))
 
 
-def _empty_gram(shape: Sequence[int], use: Use, beside: int = 1) -> Mean:
+def _empty_gram(shape: Sequence[int], use: Use, matrices: int = 1) -> Mean:
     extents = [1 if a in use.inputs else n for a, n in enumerate(_input_extents(shape, use))]
     size = math.prod(shape[a] for a in use.inputs)
-    return Mean(jnp.zeros((*extents, size, beside * size), jnp.float32), jnp.zeros(extents, jnp.int32))
+    return Mean(jnp.zeros((*extents, size, matrices * size), jnp.float32), jnp.zeros(extents, jnp.int32))
 
 
-def _take_gram(state: Mean, product: Product, use: Use, mask: Any, *references: Product) -> Mean:
-    """With references, the products of the inputs with theirs lie beside the Gram matrix."""
-    rows, samples, start = _rows(product.inputs(), use.inputs, mask)
+def _take_gram(state: Mean, product: Product, use: Use, valid: Any, *references: Product) -> Mean:
+    """Adds to the Gram matrix; with references, also to the products of the inputs with those of each reference.
+
+    All matrices are concatenated along the last axis, the Gram matrix first.
+    """
+    rows, samples, start = _rows(product.inputs(), use.inputs, valid)
     if rows.shape[-1] != state.mean.shape[-2]:
-        raise Unclear("a product sums over a part of its inputs only")
-    beside = [rows, *(_rows(reference.inputs(), use.inputs, mask).values for reference in references)]
-    total = jnp.concatenate([_summed(rows, other, samples) for other in beside], axis=-1)
-    count = _count(mask, rows.shape[:samples], rows.shape[samples:-1])
+        raise UnsupportedProduct("a product sums over a part of its inputs only")
+    others = [rows, *(_rows(reference.inputs(), use.inputs, valid).values for reference in references)]
+    total = jnp.concatenate([_summed(rows, other, samples) for other in others], axis=-1)
+    count = _count(valid, rows.shape[:samples], rows.shape[samples:-1])
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
 
 def _summed(rows: Any, columns: Any, samples: int) -> Any:
-    """The sum over samples of the products of each entry of the last axis with each of the other's."""
+    """The outer products along the last axes of both, summed over the samples."""
     summed, batch = tuple(range(samples)), tuple(range(samples, rows.ndim - 1))
     return lax.dot_general(
         rows,
@@ -109,14 +113,14 @@ def _summed(rows: Any, columns: Any, samples: int) -> Any:
     )
 
 
-def _rows(seen: Seen, axes: Sequence[int], mask: Any) -> Seen:
-    """What was seen with some axes of the leaf last and in one, 0 for samples that do not count."""
-    values, samples, _ = _counted(seen._replace(values=_wide(seen.values)), mask)
+def _rows(seen: AlignedValues, axes: Sequence[int], valid: Any) -> AlignedValues:
+    """The values with these axes of the leaf merged into a last one, and 0 for samples that do not count."""
+    values, samples, _ = _counted(seen._replace(values=_wide(seen.values)), valid)
     leaf = values.shape[samples:]
     rest = [a for a in range(len(leaf)) if a not in axes]
     rows = values.transpose(*range(samples), *(samples + a for a in (*rest, *axes)))
     extents = [1 if a in axes else n for a, n in enumerate(leaf)]
-    return Seen(rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start)
+    return AlignedValues(rows.reshape(*values.shape[:samples], *extents, -1), samples, seen.start)
 
 
 def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
@@ -125,29 +129,28 @@ def _finish_gram(state: Mean, shape: Sequence[int], use: Use) -> Gram:
     return Gram(state.mean.squeeze(gone), state.number.squeeze(gone), _axes(use))
 
 
-def _finish_beside(state: Mean, shape: Sequence[int], use: Use) -> tuple[Gram, Gram]:
+def _finish_gram_and_cross(state: Mean, shape: Sequence[int], use: Use) -> tuple[Gram, Gram]:
     halves = jnp.split(state.mean, 2, axis=-1)
     gram, cross = (_finish_gram(Mean(half, state.number), shape, use) for half in halves)
     return gram, cross
 
 
-def _empty_between(shape: Sequence[int], use: Use) -> Mean:
+def _empty_inputs_by_outputs(shape: Sequence[int], use: Use) -> Mean:
     inputs, outputs = (math.prod(shape[a] for a in axes) for axes in (use.inputs, use.outputs))
     extents = [n if a in use.stacked else 1 for a, n in enumerate(shape)]
     return Mean(jnp.zeros((*extents, inputs, outputs), jnp.float32), jnp.zeros(extents, jnp.int32))
 
 
-def _take_between(state: Mean, product: Product, use: Use, mask: Any) -> Mean:
-    """The outputs are whatever the product is said to give."""
-    rows, samples, start = _rows(product.inputs(), use.inputs, mask)
-    columns = _rows(product.outputs(), use.outputs, mask).values
+def _take_inputs_by_outputs(state: Mean, product: Product, use: Use, valid: Any) -> Mean:
+    rows, samples, start = _rows(product.inputs(), use.inputs, valid)
+    columns = _rows(product.outputs(), use.outputs, valid).values
     if rows.shape[:-1] != columns.shape[:-1] or (rows.shape[-1], columns.shape[-1]) != state.mean.shape[-2:]:
-        raise Unclear("its inputs and outputs do not go together")
-    total, count = _summed(rows, columns, samples), _count(mask, rows.shape[:samples], rows.shape[samples:-1])
+        raise UnsupportedProduct("its inputs and outputs do not have the same samples")
+    total, count = _summed(rows, columns, samples), _count(valid, rows.shape[:samples], rows.shape[samples:-1])
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
 
-def _finish_between(state: Mean, shape: Sequence[int], use: Use) -> Float[Array, "stack in out"]:
+def _finish_inputs_by_outputs(state: Mean, shape: Sequence[int], use: Use) -> Float[Array, "stack in out"]:
     del shape, use
     total = state.mean * state.number.astype(state.mean.dtype)[..., None, None]
     return total.reshape(-1, *total.shape[-2:])
@@ -156,14 +159,14 @@ def _finish_between(state: Mean, shape: Sequence[int], use: Use) -> Float[Array,
 NORM = Kind(_empty_norm, _take_norm, _finish_norm)
 VARIANCE = Kind(_empty_variance, _take_variance, _finish_variance)
 GRAM = Kind(_empty_gram, _take_gram, _finish_gram)
-BETWEEN = Kind(_empty_between, _take_between, _finish_between)
-"""Between inputs and outputs: the sum over samples of their products."""
-GRAM_BESIDE = Kind(functools.partial(_empty_gram, beside=2), _take_gram, _finish_beside)
-"""Takes a reference product as well, and finishes as two."""
+GRAM_AND_CROSS = Kind(functools.partial(_empty_gram, matrices=2), _take_gram, _finish_gram_and_cross)
+"""Two matrices: the products of the inputs with each other, and with the inputs of a reference product."""
+INPUTS_BY_OUTPUTS = Kind(_empty_inputs_by_outputs, _take_inputs_by_outputs, _finish_inputs_by_outputs)
+"""The products of the inputs with `Product.result`, which a caller may replace, summed over samples."""
 
 
 def _input_extents(shape: Sequence[int], use: Use) -> list[int]:
-    """Of the inputs, the stack and the groups."""
+    """The shape of a value for each input: that of the leaf, with 1 (or the number of groups) along the outputs."""
     extents = [n if a in (*use.inputs, *use.stacked) else 1 for a, n in enumerate(shape)]
     if use.groups > 1:
         extents[use.outputs[0]] = use.groups
@@ -183,31 +186,31 @@ def _wide(values: Any) -> Float[Array, "..."]:
     return values.astype(jnp.float32)
 
 
-def _counted(seen: Seen, mask: Any) -> tuple[Any, int, Int[Array, "..."]]:
+def _counted(seen: AlignedValues, valid: Any) -> tuple[Any, int, Int[Array, "..."]]:
     """The values with 0 for samples that do not count, how many axes the samples have, and how many samples count."""
     values, samples, _ = seen
     shape, leaf = values.shape[:samples], values.shape[samples:]
-    if mask is not None:
-        valid = _aligned(mask, shape)
+    if valid is not None:
+        valid = _aligned(valid, shape)
         values = jnp.where(valid.reshape(*valid.shape, *(1,) * (values.ndim - valid.ndim)), values, 0)
-    return values, samples, _count(mask, shape, leaf)
+    return values, samples, _count(valid, shape, leaf)
 
 
-def _count(mask: Any, samples: Sequence[int], leaf: Sequence[int]) -> Int[Array, "..."]:
-    if mask is None:
+def _count(valid: Any, samples: Sequence[int], leaf: Sequence[int]) -> Int[Array, "..."]:
+    if valid is None:
         return jnp.full(leaf, math.prod(samples), jnp.int32)
-    valid = _aligned(mask, samples)
+    valid = _aligned(valid, samples)
     each = math.prod(samples) // math.prod(valid.shape)
     return jnp.full(leaf, jnp.sum(valid, dtype=jnp.int32) * each)
 
 
-def _aligned(mask: Any, samples: Sequence[int]) -> Bool[Array, "..."]:
-    """The mask over the leading axes of some samples, which the program may have merged."""
-    if tuple(samples[: mask.ndim]) == mask.shape:
-        return mask
-    if samples and samples[0] == mask.size:
-        return mask.reshape(-1)
-    raise Unclear(f"its samples have the axes {tuple(samples)}, the mask {mask.shape}")
+def _aligned(valid: Any, samples: Sequence[int]) -> Bool[Array, "..."]:
+    """Which samples count, over the leading axes of the samples; the program may have merged these into one."""
+    if tuple(samples[: valid.ndim]) == valid.shape:
+        return valid
+    if samples and samples[0] == valid.size:
+        return valid.reshape(-1)
+    raise UnsupportedProduct(f"its samples have the axes {tuple(samples)}, and `valid` gave {valid.shape}")
 
 
 def _mean(values: Any, samples: int, count: Int[Array, "..."]) -> Float[Array, "..."]:
@@ -219,7 +222,7 @@ def _divisor(count: Int[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _into(state: Any, new: Any, start: Sequence[Any], merge: Callable[[Any, Any], Any]) -> Any:
-    """Merges what was seen of a part of a leaf into the state of all of it."""
+    """Merges a state of the part of a leaf that begins at `start` into the state of the whole leaf."""
     whole = all(a.shape == b.shape for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True))
     if whole and all(isinstance(place, int) and place == 0 for place in start):
         return merge(state, new)
@@ -232,7 +235,7 @@ def _into(state: Any, new: Any, start: Sequence[Any], merge: Callable[[Any, Any]
 
 
 def merge_means(old: Mean, new: Mean) -> Mean:
-    """The mean of both."""
+    """The mean over the samples of both."""
     count, share = _shares(old.number, new.number)
     share = share.reshape(*share.shape, *(1,) * (old.mean.ndim - share.ndim))
     return Mean(old.mean + (new.mean - old.mean) * share, count)
@@ -246,13 +249,13 @@ def _merge_moments(old: Moments, new: Moments) -> Moments:
 
 
 def _shares(old: Int[Array, "..."], new: Int[Array, "..."]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-    """Both counts together, and the share in them that is new."""
+    """The sum of both counts, and the share of the new samples in it."""
     total = old + new
     return total, new.astype(jnp.float32) / _divisor(total)
 
 
 def _ungrouped(state: Any, shape: Sequence[int], use: Use) -> Any:
-    """An entry for every output in place of one for each group."""
+    """Repeats the entry of each group for every output of the group."""
     if use.groups == 1:
         return state
     along = use.outputs[0]

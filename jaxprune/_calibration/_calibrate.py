@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxprune._arrays import tree
 from jaxprune._calibration import _accumulators
 from jaxprune._jaxpr.roles import capture
+from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use, settled, uses
-from jaxprune._jaxpr.roles.seen import Product, Unclear
 from jaxprune._jaxpr.tracing import Traced, arrays, trace
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Statistics, Where
@@ -28,19 +28,19 @@ def calibrate(
     *,
     statistic: Literal["norm", "variance", "gram"] = "norm",
     where: Where = is_kernel,
-    mask: Callable[..., Any] | None = None,
+    valid: Callable[..., Any] | None = None,
 ) -> Statistics:
     """Runs a function over data and measures what each parameter is multiplied by.
 
     Every product with a parameter is found in the jaxpr, wherever it is: in loops, branches and calls, batched by
-    `vmap`, behind casts, transposes and reshapes of the parameter. Layers of a scan and experts have statistics of
-    their own; a parameter that is used several times, as in a recurrent network, has one over all its uses; of a `cond`
-    only the branch taken counts. A convolution's inputs are those under each tap, with the zeros of its padding. What
-    the program makes of a parameter before the product (a scale, a mask) is not part of its input.
+    `vmap`, behind casts, transposes and reshapes of the parameter. Each layer of a scan and each expert has its own
+    statistic. A parameter that is used several times, as in a recurrent network, has one statistic over all its uses;
+    of a `cond`, only the branch that is taken counts. A convolution's inputs are those under each tap, with the zeros
+    of its padding. What the program does to a parameter before the product (a scale, a mask) does not change its input.
 
-    Each batch is one compiled pass, compiled once for every shape of batch. Sums are float32 and merged as means and
-    variances, so that their accuracy does not fall with the number of batches. Batches that are sharded over devices
-    give the statistics of the whole.
+    Each batch is one compiled pass, compiled once for every shape of batch. Statistics are float32 and merged as means
+    and variances, so that their accuracy does not fall with the number of batches. Batches that are sharded over
+    devices give the statistics of all their samples.
 
     Args:
       fun: The model, `fun(params, *args)`.
@@ -49,9 +49,9 @@ def calibrate(
       statistic: `"norm"`, the size of each input; `"variance"`, mean and variance of each input and each output;
         `"gram"`, the Gram matrix of the inputs.
       where: Picks the leaves to measure, by `(path, leaf)`; the rest get `None`.
-      mask: `mask(*args)` says which samples count, as `tokens != padding` would: boolean, over the leading axes of the
-        samples of every product, `(batch,)` or `(batch, time)`. A product whose samples are `(batch * time, ...)` is
-        understood too.
+      valid: `valid(*args)` says which samples count, as `tokens != padding` would: boolean, over the leading axes of
+        the samples of every product, `(batch,)` or `(batch, time)`. A product whose samples are `(batch * time, ...)`
+        is understood too.
 
     Returns:
       A tree with the structure of `params` of `statistics.Norm`, `statistics.Variance` or `statistics.Gram`.
@@ -60,7 +60,7 @@ def calibrate(
       ValueError: Nothing multiplies a picked leaf, or what does is not understood; the message names paths and reasons.
         Or there are no batches.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
       >>> batches = [jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 0.0]])]
       >>> got = jaxprune.calibrate(lambda p, x: x @ p["kernel"] + p["bias"], params, batches, statistic="gram")
@@ -83,8 +83,8 @@ def calibrate(
         (step, found), args = made(batch)
         if states is None:
             states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in found.items()}
-        chosen = None if mask is None else jnp.asarray(mask(*args), bool)
-        states = step(states, leaves, list(arrays(args).values()), chosen)
+        counts = None if valid is None else jnp.asarray(valid(*args), bool)
+        states = step(states, leaves, list(arrays(args).values()), counts)
     if states is None:
         raise ValueError("`calibrate` needs at least one batch; `batches` is empty.")
     numbers = iter(range(len(leaves)))
@@ -98,14 +98,14 @@ def calibrate(
 
 @dataclasses.dataclass
 class ByShape:
-    """What is made of a function's trace, once for each shape of batch.
+    """Traces a function once for each shape of batch, and keeps what a caller builds from the trace.
 
     Attributes:
       fun: The function.
       params: Its parameters.
       where: Picks the leaves.
       make: `make(traced, found)`, where `found` says how each picked leaf is used.
-      made: What was made, by what a trace depends on.
+      made: The results of `make`, by the structure, shapes and dtypes of the batch.
     """
 
     fun: Callable[..., Any]
@@ -115,7 +115,7 @@ class ByShape:
     made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
-        """What was made for a batch of this shape, and the batch as arguments."""
+        """The result of `make` for a batch of this shape, and the batch as a tuple of arguments."""
         args = batch if isinstance(batch, tuple) else (batch,)
         leaves, structure = jax.tree.flatten(args)
         key = structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
@@ -146,13 +146,13 @@ def _picked(traced: Traced, where: Where) -> dict[int, Use]:
 
 
 def _step(traced: Traced, found: Mapping[int, Use], kind: _accumulators.Kind) -> Callable[..., Any]:
-    """One batch, compiled."""
+    """The compiled function that adds one batch to the states."""
 
-    def step(states: Any, leaves: list[Any], inputs: list[Any], mask: Any) -> Any:
+    def step(states: Any, leaves: list[Any], inputs: list[Any], valid: Any) -> Any:
         def record(product: Product, state: Any) -> Any:
             try:
-                return kind.take(state, product, found[product.leaf], mask)
-            except Unclear as error:
+                return kind.take(state, product, found[product.leaf], valid)
+            except UnsupportedProduct as error:
                 path = traced.paths[product.leaf]
                 raise ValueError(
                     f"`calibrate` cannot tell what multiplies '{path}': {error}. Leave it out with `where=`."

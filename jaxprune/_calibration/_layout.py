@@ -33,7 +33,7 @@ class Layout:
         Returns:
           A tree of integers, the last of `inputs`; `None` where a parameter has none.
 
-        Example:
+        Examples:
           >>> params = {"kernel": jnp.ones((8, 4)), "bias": jnp.zeros(8)}  # (out, in)
           >>> layout = jaxprune.layout(lambda p, x: p["kernel"] @ x + p["bias"], params, jnp.ones(4))
           >>> layout.summed(params)
@@ -61,7 +61,7 @@ def layout(fun: Callable[..., Any], params: Params, *args: Any) -> Layout:
     Returns:
       The layout.
 
-    Example:
+    Examples:
       >>> params = {"query": jnp.ones((8, 2, 4)), "scale": jnp.ones(8)}
       >>> got = jaxprune.layout(lambda p, x: jnp.einsum("d,dhk->hk", x * p["scale"], p["query"]), params, jnp.ones(8))
       >>> got.axes["query"]

@@ -1,1 +1,1 @@
-"""The demonstration: prune real images' classifiers by every strategy and report what is left."""
+"""The demonstration: prunes a classifier of real images by every strategy, and reports the accuracy that is left."""

@@ -1,4 +1,4 @@
-"""Real images for the demo and the benchmarks, from files at hand."""
+"""Real images for the demo and the benchmarks, from local files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Images(NamedTuple):
     """A data set for classification.
 
     Attributes:
-      name: What to call it.
+      name: For tables and titles.
       train_images: float32 `(n, height, width, 1)`, standardised by the training pixels.
       train_labels: int32 `(n,)`.
       test_images: As the training images; never seen in training.

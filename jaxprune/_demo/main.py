@@ -46,18 +46,19 @@ FIXED: dict[str, Any] = {
 }
 
 
-# Whether the neurons that vary most go, not least, and whether their mean is put into the next bias.
+# By name: whether the neurons that vary most are removed (else those that vary least), and whether the mean of what
+# they gave is added to the next bias.
 VARIANCE: dict[str, tuple[bool, bool]] = {
     "var-large": (True, False),
     "var-large+mean": (True, True),
     "var-small": (False, False),
     "var-small+mean": (False, True),
 }
-_UNTRAINED = (0.25, 0.5)  # without retraining, larger fractions leave every rule at chance
+_UNTRAINED = (0.25, 0.5)  # larger fractions, without retraining, bring the accuracy of every rule down to chance
 
 
 class Settings(NamedTuple):
-    """What the command line says."""
+    """The options of the command line."""
 
     strategies: tuple[str, ...]
     sparsities: tuple[float, ...]
@@ -68,7 +69,7 @@ class Settings(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The work: data, model, and how long to train."""
+    """Data, model, batch size, and the epochs of training and of retraining."""
 
     data: Images
     model: classifier.Classifier
@@ -84,14 +85,14 @@ class Result(NamedTuple):
       strategy: Its name.
       asked: The sparsity asked for.
       report: Before and after, on the held-out images.
-      shown: The mask of the layer that the picture shows; a frequency-pruned kernel itself, which has no zeros.
-      note: What else was found.
+      picture: Of the hidden layer: its mask, or for a frequency mask the pruned kernel itself, which has no zeros.
+      note: Another finding, in words.
     """
 
     strategy: str
     asked: float
     report: Report
-    shown: np.ndarray
+    picture: np.ndarray
     note: str = ""
 
 
@@ -123,7 +124,7 @@ def run(settings: Settings) -> list[Result]:
             prune = _slim if name == "slim" else functools.partial(_by_variance if name in VARIANCE else _prune, name)
             results.append(prune(task, fun, params, sparsity, settings.seed))
             progress.advance(bar)
-    _tell(console, task, results, settings.output, time.perf_counter() - started)
+    _publish(console, task, results, settings.output, time.perf_counter() - started)
     return results
 
 
@@ -212,7 +213,7 @@ def _prune(name: str, task: Task, fun: Callable[..., Any], params: Params, spars
 
 
 def _check(name: str, sparsity: float, evidence: Report) -> None:
-    """Holds a strategy to the sparsity asked for: to the weight, or to the block where it removes blocks."""
+    """Raises unless a strategy kept what was asked for, to within the rounding to whole weights, or to whole blocks."""
     size = sum(leaf.size for leaf in evidence.leaves)
     kept = sum(leaf.kept for leaf in evidence.leaves)
     each = 16 * 0.5 * max(leaf.size for leaf in evidence.leaves) / size if name == "block" else 0.5
@@ -249,12 +250,11 @@ def _slim(task: Task, fun: Callable[..., Any], params: Params, sparsity: float, 
         f"{100 * sparsity:g} % of units gone, equal to the masked model to {difference:.0e}, {fewer:.1f}x fewer MACs, "
     )
     note += f"{speed:.1f}x faster at batch {min(1000, len(task.data.test_labels))}"
-    shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
-    return Result("slim", sparsity, evidence, shown, note)
+    return Result("slim", sparsity, evidence, _hidden(chosen, params), note)
 
 
 def _by_variance(name: str, task: Task, fun: Callable[..., Any], params: Params, sparsity: float, seed: int) -> Result:
-    """Removes the neurons and channels that vary most or least, and looks at what is left without any retraining."""
+    """Removes the neurons and channels that vary most or least, and evaluates the model without retraining it."""
     del seed
     most, keep_mean = VARIANCE[name]
     coupling, statistics = _measured(task, fun, params)
@@ -265,17 +265,23 @@ def _by_variance(name: str, task: Task, fun: Callable[..., Any], params: Params,
     evidence = report(
         (fun, params), (small, small_params), task.data.test_images, task.data.test_labels, requested=sparsity
     )
-    shown = np.broadcast_to(np.asarray(chosen["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
-    return Result(name, sparsity, evidence, shown, "whole units are removed, and nothing is retrained")
+    return Result(
+        name, sparsity, evidence, _hidden(chosen, params), "whole units are removed, and nothing is retrained"
+    )
+
+
+def _hidden(masks: Masks, params: Params) -> np.ndarray:
+    """The mask of the hidden layer, in the shape of its kernel."""
+    return np.broadcast_to(np.asarray(masks["hidden"]["kernel"]), params["hidden"]["kernel"].shape)
 
 
 def _measured(task: Task, fun: Callable[..., Any], params: Params) -> tuple[Coupling, Statistics]:
-    """What lives and dies together, and how much each neuron varies over the training images."""
+    """The coupling, and how much each neuron varies over the training images."""
     images = np.split(task.data.train_images[: len(task.data.train_images) // 3 * 3], 3)
     return couple(fun, params, images[0][:2]), calibrate(fun, params, images, statistic="variance")
 
 
-def _tell(console: Console, task: Task, results: list[Result], output: Path, seconds: float) -> None:
+def _publish(console: Console, task: Task, results: list[Result], output: Path, seconds: float) -> None:
     """Prints the table and writes the files."""
     dense = results[0].report.before
     table = Table(title=f"{task.data.name}, {len(task.data.test_labels)} held-out images, in per cent", box=SIMPLE_HEAD)
@@ -302,7 +308,7 @@ def _tell(console: Console, task: Task, results: list[Result], output: Path, sec
         curves.setdefault(name, []).append((result.asked, result.report.after.accuracy))
     pictures.draw_accuracy(curves, dense.accuracy, output / "accuracy.png")
     last = {result.strategy: result for result in results}
-    layers = {f"{name}, {100 * result.asked:g} %": result.shown for name, result in last.items()}
+    layers = {f"{name}, {100 * result.asked:g} %": result.picture for name, result in last.items()}
     pictures.draw_masks(
         layers, "what is kept of hidden/kernel (a frequency mask leaves no zeros)", output / "masks.png"
     )

@@ -39,7 +39,7 @@ def draw_masks(layers: Mapping[str, np.ndarray], title: str, path: Path) -> None
 
     Args:
       layers: From a caption to a boolean matrix `(in, out)`, or to the pruned kernel itself where it has no zeros.
-      title: What is shown.
+      title: Above the pictures.
       path: The file to write.
     """
     columns = min(4, len(layers))

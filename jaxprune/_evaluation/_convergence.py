@@ -21,7 +21,7 @@ def steps_to(losses: Losses, level: float, *, window: int = 1) -> int | None:
     Args:
       losses: Of every step, in their order.
       level: To be reached.
-      window: The loss is averaged over so many steps, the last ones at each step, since those of single batches jump.
+      window: The loss at a step is the mean over so many steps up to it, since the losses of single batches vary much.
 
     Returns:
       A number of steps, at least `window`; `None` if the loss never gets there.
@@ -29,7 +29,7 @@ def steps_to(losses: Losses, level: float, *, window: int = 1) -> int | None:
     Raises:
       ValueError: window < 1, or there are fewer losses.
 
-    Example:
+    Examples:
       >>> steps_to([3.0, 1.0, 2.0, 0.0], 1.5), steps_to([3.0, 1.0, 2.0, 0.0], 1.5, window=2)
       (2, 3)
     """
@@ -55,13 +55,14 @@ class Convergence:
     Attributes:
       before: The losses of the dense model's training, one a step.
       after: Those of the pruned one's, on the same data.
-      levels: Losses to reach; empty for where the dense model's has made half, nine tenths and all of its way down.
+      levels: Losses to reach. If empty: those at which the loss of the dense model has covered half, nine tenths and
+        all of the way from its first to its lowest value.
       window: See `steps_to`.
 
     Raises:
       ValueError: See `steps_to`.
 
-    Example:
+    Examples:
       >>> found = Convergence([4.0, 2.0, 1.0, 0.0], [4.0, 1.0, 1.0, 1.0], levels=(2.0, 0.5))
       >>> found.steps()
       [(2.0, 2, 2), (0.5, 4, None)]

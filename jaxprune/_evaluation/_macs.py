@@ -36,8 +36,8 @@ class Macs:
 def macs(fun: Callable[..., Any], params: Params, *args: Any, masks: Masks | None = None) -> Macs:
     """Counts multiply-accumulates from the jaxpr: matrix products and convolutions, not elementwise work.
 
-    A convolution counts every tap at every place of its output, padding included; a scan every step; a `cond` its
-    dearest branch.
+    A convolution counts every tap at every position of its output, padding included; a scan every step; a `cond` its
+    most expensive branch.
 
     Args:
       fun: The model, `fun(params, *args)`.
@@ -48,7 +48,7 @@ def macs(fun: Callable[..., Any], params: Params, *args: Any, masks: Masks | Non
     Returns:
       The counts.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((4, 8))}
       >>> got = macs(lambda p, x: x @ p["kernel"], params, jnp.ones((2, 4)), masks={"kernel": jnp.arange(8)[None] < 2})

@@ -49,7 +49,7 @@ def sparsity(params: Params, masks: Masks | None = None) -> Float[Array, ""]:
     Returns:
       A float32 scalar in [0, 1]; 0 where there is nothing to prune.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> print(sparsity(params, jaxprune.magnitude(params, 0.75)))
       0.75
@@ -113,9 +113,9 @@ def nbytes(params: Params, masks: Masks | None = None) -> int:
 
 
 def summary(params: Params, masks: Masks | None = None) -> list[LeafSummary]:
-    """What each maskable leaf keeps, in order; leaves as in `sparsity`.
+    """What each leaf keeps, in order, for the leaves that `sparsity` counts.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> for row in summary(params, jaxprune.magnitude(params, 0.75)):
       ...     print(row.path, row.kept, row.size, row.sparsity)

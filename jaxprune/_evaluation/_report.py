@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._evaluation import _metrics
 from jaxprune._evaluation._convergence import Convergence, averaged
@@ -60,8 +61,8 @@ class Report:
       before: Of the dense model.
       after: Of the pruned one.
       leaves: What each pruned leaf keeps.
-      requested: The sparsity that was asked for, if it was said.
-      convergence: Both trainings' losses, if they were given.
+      requested: The sparsity that was asked for, if `report` was told.
+      convergence: The losses of both trainings, if `report` was given them.
     """
 
     before: Evaluation
@@ -104,23 +105,16 @@ class Report:
         return rows
 
     def __str__(self) -> str:
-        rows = [("", "before", "after", "change"), *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            row[0].ljust(widths[0]) + "".join("  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
-            for row in rows
-        ]
-        return "\n".join(lines)
+        return "\n".join(_text.aligned([("", "before", "after", "change"), *self.rows()], "lrrr"))
 
     def to_markdown(self) -> str:
         """Both tables: the measures, and what each leaf keeps."""
-        lines = ["| measure | before | after | change |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
-        lines += ["", "| leaf | shape | weights | kept | sparsity |", "|---|---|---|---|---|"]
+        leaves = [("leaf", "shape", "weights", "kept", "sparsity")]
         for leaf in self.leaves:
             shape = "×".join(str(size) for size in leaf.shape)
-            lines.append(f"| {leaf.path} | {shape} | {leaf.size:,} | {leaf.kept:,} | {100 * leaf.sparsity:.2f} % |")
-        return "\n".join(lines)
+            leaves.append((leaf.path, shape, f"{leaf.size:,}", f"{leaf.kept:,}", f"{100 * leaf.sparsity:.2f} %"))
+        measures = [("measure", "before", "after", "change"), *self.rows()]
+        return "\n".join([*_text.markdown(measures), "", *_text.markdown(leaves)])
 
     def plot(self, path: str | Path) -> None:
         """Draws the quality before and after and the density of each leaf, and what else there is, into a file.
@@ -162,14 +156,14 @@ def report(
     Args:
       before: `(fun, params)` of the dense model.
       after: `(fun, params)` of the pruned one: the same function with pruned parameters, or a smaller one.
-      inputs: Samples `(n, ...)`, best none that the model was trained on.
+      inputs: Samples `(n, ...)`, best such as the model was not trained on.
       labels: Integer classes `(n,)`.
-      masks: Of the pruned parameters, where they are masked; without, what differs in shape counts as pruned.
-      requested: The sparsity asked for, to be shown beside the one found.
+      masks: Of the pruned parameters, where they are masked; without masks, leaves of another shape count as pruned.
+      requested: The sparsity that was asked for, which the report shows next to the one achieved.
       timed: Measure the time for one batch. A masked model is not faster than a dense one; a shrunk one is.
       corruptions: Functions from inputs to worse inputs, by name, under which the accuracy is measured again, such as
         `corruptions.standard(jax.random.key(0))`.
-      convergence: The losses of both trainings, to compare the steps that they take.
+      convergence: The losses of both trainings, to compare how many steps they take.
 
     Returns:
       The evidence.
@@ -178,7 +172,7 @@ def report(
       ValueError: Inputs and labels differ in number, or a corruption changes the shape.
       ImportError: Without scikit-learn, which `pip install "jaxprune[demo]"` brings.
 
-    Example:
+    Examples:
       >>> fun = lambda params, x: x @ params["kernel"]
       >>> params = {"kernel": jnp.eye(3)}
       >>> masks = jaxprune.magnitude(params, 2 / 3)
@@ -188,11 +182,11 @@ def report(
     if len(inputs) != len(labels):
         raise ValueError(f"`report` needs one label for each input; got {len(inputs)} inputs, {len(labels)} labels.")
     samples, answers = np.asarray(inputs), np.asarray(labels)
-    worse = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
+    corrupted = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
     milliseconds = _times(before, after, samples[:_BATCH]) if timed else (None, None)
     return Report(
-        _evaluate(before, samples, answers, worse, None, milliseconds[0]),
-        _evaluate(after, samples, answers, worse, masks, milliseconds[1]),
+        _evaluate(before, samples, answers, corrupted, None, milliseconds[0]),
+        _evaluate(after, samples, answers, corrupted, masks, milliseconds[1]),
         _metrics.summary(after[1], masks) if masks is not None else _smaller(before[1], after[1]),
         requested,
         convergence,
@@ -200,19 +194,19 @@ def report(
 
 
 def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray:
-    worse = np.asarray(corrupt(inputs))
-    if worse.shape != inputs.shape:
+    corrupted = np.asarray(corrupt(inputs))
+    if corrupted.shape != inputs.shape:
         raise ValueError(
-            f"`corruptions['{name}']` must keep the shape of the inputs, {inputs.shape}; got {worse.shape}."
+            f"`corruptions['{name}']` must keep the shape of the inputs, {inputs.shape}; got {corrupted.shape}."
         )
-    return worse
+    return corrupted
 
 
 def _evaluate(
     model: Model,
     inputs: np.ndarray,
     labels: np.ndarray,
-    worse: Mapping[str, np.ndarray],
+    corrupted: Mapping[str, np.ndarray],
     masks: Masks | None,
     milliseconds: float | None,
 ) -> Evaluation:
@@ -237,12 +231,12 @@ def _evaluate(
         _metrics.nbytes(params, masks),
         float(counted.effective),
         milliseconds,
-        {name: float(accuracy_score(labels, predict(samples))) for name, samples in worse.items()},
+        {name: float(accuracy_score(labels, predict(samples))) for name, samples in corrupted.items()},
     )
 
 
 def _times(before: Model, after: Model, batch: np.ndarray) -> tuple[float, float]:
-    """Median milliseconds of both, in turn, so that what else the machine does falls on both alike."""
+    """Median milliseconds of both, timed alternately, so that other load on the machine affects both alike."""
     calls = [(jax.jit(fun), params) for fun, params in (before, after)]
     times: list[list[float]] = [[], []]
     for _ in range(_TIMINGS + 1):
@@ -254,7 +248,7 @@ def _times(before: Model, after: Model, batch: np.ndarray) -> tuple[float, float
 
 
 def _smaller(before: Params, after: Params) -> list[_metrics.LeafSummary]:
-    """The leaves that a shrunk model holds in a smaller shape."""
+    """The leaves whose shape differs, as they do in a shrunk model."""
     sizes = dict(zip(tree.paths(after), jax.tree.leaves(after), strict=True))
     rows = list[_metrics.LeafSummary]()
     for path, leaf in tree.flatten(before)[0]:
@@ -273,7 +267,7 @@ def _steps(number: int | None) -> str:
 
 
 def _draw_pairs(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    """Shares in per cent, before beside after."""
+    """Draws bars of shares in per cent, in pairs of before and after."""
     for offset, label, shares in ((-0.2, "before", before), (0.2, "after", after)):
         bars = axes.bar(np.arange(len(names)) + offset, [100 * share for share in shares], 0.4, label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize="small")

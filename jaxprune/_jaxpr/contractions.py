@@ -38,8 +38,8 @@ def contraction(eqn: JaxprEqn) -> tuple[tuple[tuple[int, ...], tuple[int, ...]],
         return (tuple(left_in), tuple(right_in)), Product(1, left + right)
     numbers = eqn.params["dimension_numbers"]
     produced, consumed, *taps = numbers.rhs_spec
-    # Taps and places are never pruned, so they are a constant: only batch, outputs and inputs per output vary.
-    places = math.prod(shape_of(eqn.outvars[0])[a] for a in numbers.out_spec[2:])
+    # Taps and output positions are never pruned, so their numbers are constants; batch, outputs and inputs vary.
+    positions = math.prod(shape_of(eqn.outvars[0])[a] for a in numbers.out_spec[2:])
     window = math.prod(shape_of(eqn.invars[1])[a] for a in taps)
     axes = ((0, numbers.lhs_spec[0]), (1, produced), (1, consumed))
-    return ((numbers.lhs_spec[1],), (consumed,)), Product(places * window, axes)
+    return ((numbers.lhs_spec[1],), (consumed,)), Product(positions * window, axes)

@@ -11,11 +11,12 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction
+from jaxprune._jaxpr.primitives import CONTRACTIONS, callee, scan_operands, while_operands
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
-# A leaf is still that leaf after these.
-_SAME = frozenset(
+# The result is the same leaf as the operand.
+_SAME_LEAF = frozenset(
     "convert_element_type transpose reshape broadcast_in_dim squeeze copy reduce_precision slice dynamic_slice rev "
     "sharding_constraint".split()
 )
@@ -27,7 +28,7 @@ class Count:
 
     Attributes:
       by_leaf: Leaf index -> count.
-      times: Product of the lengths of the loops around.
+      times: Product of the lengths of the enclosing scans.
       unbounded: Whether a `while` was met, whose body counts once.
     """
 
@@ -38,7 +39,7 @@ class Count:
 
 def count(traced: Traced) -> Count:
     """Counts a traced function; a value is the index of the leaf it is, or `None`."""
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     total = Count()
     leaves = list(range(len(traced.leaves)))
     arguments = [*leaves, *[None] * (len(jaxpr.invars) - len(leaves))]
@@ -47,22 +48,19 @@ def count(traced: Traced) -> Count:
 
 
 def _walk(total: Count, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[int | None]) -> list[int | None]:
-    nothing = [None] * len(constants)
-    return walk(jaxpr, arguments, _rule_of, total, literal=lambda _: None, constants=nothing)
+    return walk(jaxpr, arguments, _visit, total, literal=lambda _: None, constants=[None] * len(constants))
 
 
-def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[int | None]]:
-    return RULES.get(eqn.primitive.name, _other)
+def _visit(total: Count, eqn: JaxprEqn, *operands: int | None) -> Sequence[int | None]:
+    return RULES.get(eqn.primitive.name, _other)(total, eqn, *operands)
 
 
 def _other(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
-    """Leaves pass through what only moves them; calls are looked into; all else makes activations."""
-    if eqn.primitive.name in _SAME:
+    """Calls are looked into; the results of primitives that do more than move a leaf are activations."""
+    if eqn.primitive.name in _SAME_LEAF:
         return [operands[0]]
-    if any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
-        jaxpr, constants = opened(held(eqn))
-        if len(jaxpr.invars) == len(operands):
-            return _walk(total, jaxpr, constants, operands)
+    if (called := callee(eqn)) is not None:
+        return _walk(total, *called, operands)
     return [None] * len(eqn.outvars)
 
 
@@ -74,20 +72,17 @@ def _contract(total: Count, eqn: JaxprEqn, left: int | None, right: int | None) 
 
 
 def _scan(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
-    fixed, carried = scan_counts(eqn.params)
-    jaxpr, constants = opened(eqn.params["jaxpr"])
+    constants, carry, scanned = scan_operands(eqn, operands)
     outer = total.times
     total.times *= eqn.params["length"]
-    _walk(total, jaxpr, constants, [*operands[:fixed], *[None] * carried, *operands[fixed + carried :]])
+    _walk(total, *jaxpr_and_constants(eqn.params["jaxpr"]), [*constants, *[None] * len(carry), *scanned])
     total.times = outer
     return [None] * len(eqn.outvars)
 
 
 def _while(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | None]:
-    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    jaxpr, constants = opened(eqn.params["body_jaxpr"])
-    carried = len(operands) - tests - bodies
-    _walk(total, jaxpr, constants, [*operands[tests : tests + bodies], *[None] * carried])
+    _, constants, carry = while_operands(eqn, operands)
+    _walk(total, *jaxpr_and_constants(eqn.params["body_jaxpr"]), [*constants, *[None] * len(carry)])
     total.unbounded = True
     return [None] * len(eqn.outvars)
 
@@ -97,17 +92,16 @@ def _cond(total: Count, eqn: JaxprEqn, _: Any, *operands: int | None) -> list[in
     branches: list[Count] = []
     for branch in eqn.params["branches"]:
         part = Count(times=total.times)
-        _walk(part, *opened(branch), operands)
+        _walk(part, *jaxpr_and_constants(branch), operands)
         branches.append(part)
-    dearest = max(branches, key=lambda part: sum(part.by_leaf.values()))
-    total.by_leaf.update(dearest.by_leaf)
+    costliest = max(branches, key=lambda part: sum(part.by_leaf.values()))
+    total.by_leaf.update(costliest.by_leaf)
     total.unbounded |= any(part.unbounded for part in branches)
     return [None] * len(eqn.outvars)
 
 
 RULES: dict[str, Callable[..., Sequence[int | None]]] = {
-    "dot_general": _contract,
-    "conv_general_dilated": _contract,
+    **dict.fromkeys(CONTRACTIONS, _contract),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -59,7 +59,7 @@ def trace(fun: Callable[..., Any], params: Any, *args: Any) -> Traced:
 
 
 def _arrays(values: Any) -> tuple[list[str], list[Any], Callable[[list[Any]], Any]]:
-    """The array leaves of a tree with their paths, and how to put others in their places."""
+    """The paths of the array leaves of a tree, the leaves, and a function that puts others in their place."""
     leaves, structure = jax.tree.flatten(values)
     places = [i for i, leaf in enumerate(leaves) if tree.is_array(leaf)]
     paths = tree.paths(values)

@@ -1,17 +1,19 @@
 """One walker for every question asked of a jaxpr.
 
-A question is a table from primitive name to a rule. The walker reads each equation's operands, calls the rule, and
-binds what it returns; rules of equations that hold jaxprs (`scan`, `cond`, `jit`) call `walk` again.
+A question is a visitor, most often one that looks a rule up in a table by the primitive's name. The walker reads each
+equation's operands, calls the visitor, and binds what it returns; rules of equations that hold jaxprs (`scan`, `cond`,
+`jit`) call `walk` again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-Rule = Callable[..., Sequence[Any]]
+Rule: TypeAlias = Callable[..., Sequence[Any]]
+"""Called as `rule(context, eqn, *operands)`; returns one value per output."""
 
 _JAX = str(Path(jax.__file__).parent)
 
@@ -19,7 +21,7 @@ _JAX = str(Path(jax.__file__).parent)
 def walk(
     jaxpr: Jaxpr,
     arguments: Sequence[Any],
-    rule_of: Callable[[JaxprEqn], Rule],
+    visit: Rule,
     context: Any,
     *,
     literal: Callable[[Any], Any],
@@ -31,8 +33,8 @@ def walk(
     Args:
       jaxpr: What to walk.
       arguments: One abstract or concrete value per input.
-      rule_of: The rule of an equation; called as `rule(context, eqn, *operands)`, returns one value per output.
-      context: Handed to every rule.
+      visit: Called for each equation, in order.
+      context: The first argument of `visit`.
       literal: Makes a value of a `Literal`'s own value.
       constants: One value per `constvar`.
       keep: If given, receives every value; otherwise a value is dropped after its last use, so that memory follows
@@ -50,7 +52,7 @@ def walk(
     for variable, value in zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True):
         environment[variable] = value
     for position, eqn in enumerate(jaxpr.eqns):
-        outputs = rule_of(eqn)(context, eqn, *map(read, eqn.invars))
+        outputs = visit(context, eqn, *map(read, eqn.invars))
         for variable, value in zip(eqn.outvars, outputs, strict=True):
             environment[variable] = value
         for variable in last_use.get(position, ()):
@@ -70,22 +72,11 @@ def _last_uses(jaxpr: Jaxpr) -> dict[int, list[Var]]:
     return drop
 
 
-def opened(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, list[Any]]:
+def jaxpr_and_constants(jaxpr: ClosedJaxpr | Jaxpr) -> tuple[Jaxpr, list[Any]]:
     """The jaxpr and its constants, for parameters that hold either kind."""
     if isinstance(jaxpr, ClosedJaxpr):
         return jaxpr.jaxpr, list(jaxpr.consts)
     return jaxpr, list(getattr(jaxpr, "consts", ()))
-
-
-def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
-    """How many operands of a `scan` are constants and how many are carried.
-
-    JAX 0.12 replaced the two counts by flat trees `ft_in = (constants, carry, scanned)`.
-    """
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    constants, carry, _ = params["ft_in"].unpack()
-    return len(constants), len(carry)
 
 
 def source_of(eqn: JaxprEqn) -> str | None:
@@ -103,14 +94,6 @@ def bind(eqn: JaxprEqn, *operands: Any, **changes: Any) -> Sequence[Any]:
     functions, params = got if isinstance(got, tuple) else ((), got)
     outputs = eqn.primitive.bind(*functions, *operands, **params)
     return outputs if eqn.primitive.multiple_results else [outputs]
-
-
-def held(eqn: JaxprEqn) -> ClosedJaxpr | Jaxpr:
-    """The jaxpr of a call."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return eqn.params[name]
-    raise TypeError(f"`{eqn.primitive.name}` holds no jaxpr under a known name; it has {sorted(eqn.params)}.")
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:

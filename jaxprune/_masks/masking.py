@@ -30,7 +30,7 @@ def apply(params: Params, masks: Masks) -> Params:
       ValueError: The structures differ, or a mask does not broadcast; the message names the path.
       TypeError: A mask is neither boolean nor `Spectral`.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, -2.0], [jnp.nan, 4.0]]), "bias": jnp.zeros(2)}
       >>> masks = {"kernel": jnp.array([[True, False], [False, True]]), "bias": None}
       >>> print(apply(params, masks)["kernel"])
@@ -46,7 +46,7 @@ def pack(masks: Masks) -> Masks:
     Returns:
       The same tree with a `Packed` in place of each boolean array, inside each `Spectral` too.
 
-    Example:
+    Examples:
       >>> pack({"kernel": jnp.ones((4, 16), bool), "bias": None})["kernel"].nbytes
       8
     """
@@ -77,7 +77,7 @@ def overlap(first: Masks, second: Masks) -> Float[Array, ""]:
 
     Leaves that are dense in either tree do not count.
 
-    Example:
+    Examples:
       >>> a, b = jnp.array([[True, True, False]]), jnp.array([[True, False, True]])
       >>> print(f"{overlap([a], [b]):.3f}")
       0.333

@@ -42,7 +42,7 @@ def select(
       ValueError: A count is out of range, a leaf does not fit the pattern, or the structures differ.
       TypeError: Scores are not floating.
 
-    Example:
+    Examples:
       >>> scores = {"a": jnp.array([[3.0, 1.0], [2.0, 2.0]])}
       >>> print(select(scores, {"a": 2})["a"])
       [[ True False]

@@ -35,7 +35,7 @@ def from_scores(
       ValueError: The sparsity is out of range or contradicts the pattern or the budget, or a leaf does not fit the
         pattern; the message names its path.
 
-    Example:
+    Examples:
       >>> masks = from_scores({"kernel": jnp.array([[0.1, 3.0], [2.0, 0.2]]), "bias": None}, 0.5)
       >>> print(masks["kernel"])
       [[False  True]

@@ -44,7 +44,7 @@ def wanda(
     Raises:
       ValueError: A picked leaf has no such statistic; the message names its path. Or see `from_scores`.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 1.0], [1.0, 2.0]])}
       >>> x = jnp.array([[0.1, 1.0], [0.1, 1.0]])
       >>> statistics = jaxprune.calibrate(lambda p, x: x @ p["kernel"], params, [x])
@@ -121,7 +121,7 @@ def variance(
     Raises:
       ValueError: A picked leaf has no such statistic; the message names its path. Or see `from_scores`.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 0.0], [2.0, 0.1]])}
       >>> x = jnp.array([[0.0, 1.0], [1.0, 3.0]])
       >>> statistics = jaxprune.calibrate(lambda p, x: x @ p["kernel"], params, [x], statistic="variance")

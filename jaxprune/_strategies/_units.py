@@ -60,7 +60,7 @@ def slim(
     Raises:
       ValueError: An option is out of range, or see `from_scores`.
 
-    Example:
+    Examples:
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
       >>> params = {"first": jnp.arange(32.0).reshape(4, 8), "second": jnp.ones((8, 2))}

@@ -38,7 +38,7 @@ def magnitude(
       ValueError: See `from_scores`.
       TypeError: `where` picks a leaf that is not floating.
 
-    Example:
+    Examples:
       >>> masks = magnitude({"kernel": jnp.array([[4.0, -3.0], [1.0, 2.0]]), "bias": jnp.zeros(2)}, 0.5)
       >>> print(masks["kernel"], masks["bias"])
       [[ True  True]

@@ -14,14 +14,14 @@ from jaxprune.typing import Masks, Params
 
 
 def save(folder: Path, index: int, params: Params, masks: Masks, record: Mapping[str, Any]) -> None:
-    """Writes a round. Until it is complete it has another name.
+    """Writes a round. Until it is complete, its folder has a temporary name.
 
     Args:
       folder: Of the run; made where it is missing.
       index: The round's number.
       params: Its parameters; what is not an array is not kept.
       masks: Its masks.
-      record: What JSON can hold.
+      record: Values that JSON can hold.
 
     Raises:
       ImportError: Without orbax, which `pip install "jaxprune[training]"` brings.
@@ -52,7 +52,7 @@ def load(folder: Path, index: int, params: Params, masks: Masks) -> tuple[Params
     Args:
       folder: Of the run.
       index: The round's number.
-      params: Of the same structure and shapes; lends what is not an array.
+      params: Of the same structure and shapes; leaves that are not arrays are taken from it.
       masks: Likewise.
     """
     ocp = _orbax()
@@ -73,7 +73,7 @@ def _path(folder: Path, index: int) -> Path:
 
 
 def _arrays(values: Any) -> dict[str, Any]:
-    """The arrays of a tree by their number, which works for every kind of tree."""
+    """The arrays of a tree by number, since orbax does not know every kind of tree."""
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(values)) if tree.is_array(leaf)}
 
 

@@ -12,7 +12,7 @@ from jaxprune.typing import Masks, Params
 
 
 def rewind(params: Params, snapshot: Params, masks: Masks) -> Params:
-    """What the masks keep, with the values that it had in a snapshot.
+    """Sets the weights that the masks keep to their values in a snapshot; the pruned ones are 0.
 
     Retrain from there, and prune again: iterative magnitude pruning. A snapshot at initialisation gives the original
     lottery tickets, one from early in training those of larger models. To rewind the learning rate alone, keep the
@@ -21,7 +21,7 @@ def rewind(params: Params, snapshot: Params, masks: Masks) -> Params:
     Args:
       params: The trained parameters.
       snapshot: Of the structure of `params`; a leaf that is `None` there, such as a running statistic, is not rewound.
-      masks: Of the structure of `params`, chosen by looking at the trained ones.
+      masks: Of the structure of `params`, chosen from the trained parameters.
 
     Returns:
       The parameters to train next, masked.
@@ -29,7 +29,7 @@ def rewind(params: Params, snapshot: Params, masks: Masks) -> Params:
     Raises:
       ValueError: The structures or shapes differ, or a mask does not fit; the message names the path.
 
-    Example:
+    Examples:
       >>> start, trained = {"kernel": jnp.array([[0.1, 0.2]])}, {"kernel": jnp.array([[5.0, 1.0]])}
       >>> print(rewind(trained, start, jaxprune.magnitude(trained, 0.5))["kernel"])
       [[0.1 0. ]]

@@ -14,21 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._evaluation import _metrics
 from jaxprune._masks import masking, verbs
-from jaxprune._training import _checkpoints, _progress
+from jaxprune._progress import Progress, reporting
+from jaxprune._training import _checkpoints
 from jaxprune._training._rewind import rewind
 from jaxprune.targets import Proposal, Round, Target
 from jaxprune.typing import Masks, Params, Sparsity
+
+_HEADING = ("round", "from", "sparsity", "metric", "epochs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """How a model is trained: your functions, in any framework.
 
-    All must do the same when called again with the same arguments, or a run that was killed will not end as it would
-    have.
+    All must be deterministic, or a run that is resumed will not end as it would have without the interruption.
 
     Attributes:
       init: `init(params, masks)`, what the step carries besides the parameters, such as
@@ -48,7 +51,7 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """What `prune_retrain` found. Prints as a table.
+    """What `prune_retrain` found. Prints as a table, with a star behind the best round.
 
     Attributes:
       params: Of the best round, masked.
@@ -63,23 +66,21 @@ class Rounds:
     best: int
 
     def __str__(self) -> str:
-        lines = [f"{'round':>5}  {'from':>4}  {'sparsity':>9}  {'metric':>9}  epochs"]
-        for i, row in enumerate(self.history):
-            mark = " *" if i == self.best else ""
-            lines.append(
-                f"{i:>5}  {row.parent:>4}  {100 * row.sparsity:>7.2f} %  {row.metric:>9.4f}  "
-                f"{row.kept} of {row.epochs}{mark}"
-            )
+        rows = [(str(i), *cells) for i, cells in enumerate(self._cells())]
+        lines = _text.aligned([_HEADING, *rows], "rrrrl")
+        lines[1 + self.best] += " *"
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
         """The table; the best round is bold."""
-        lines = ["| round | from | sparsity | metric | epochs |", "|---|---|---|---|---|"]
-        for i, row in enumerate(self.history):
-            name = f"**{i}**" if i == self.best else str(i)
-            cells = (name, str(row.parent), f"{100 * row.sparsity:.2f} %", f"{row.metric:.4f}")
-            lines.append(f"| {' | '.join(cells)} | {row.kept} of {row.epochs} |")
-        return "\n".join(lines)
+        rows = [(f"**{i}**" if i == self.best else str(i), *cells) for i, cells in enumerate(self._cells())]
+        return "\n".join(_text.markdown([_HEADING, *rows]))
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (str(row.parent), f"{100 * row.sparsity:.2f} %", f"{row.metric:.4f}", f"{row.kept} of {row.epochs}")
+            for row in self.history
+        ]
 
 
 def prune_retrain(
@@ -93,7 +94,7 @@ def prune_retrain(
     snapshot: Params | None = None,
     minimum: float = -math.inf,
     folder: str | os.PathLike[str] | None = None,
-    shown: bool = False,
+    progress: Progress | bool = False,
 ) -> Rounds:
     """Prunes, retrains and evaluates in rounds, until the target is met.
 
@@ -106,13 +107,14 @@ def prune_retrain(
         `lambda params, sparsity: jaxprune.slim(params, sparsity, coupling=coupling)`.
       trainer: How to train and evaluate.
       target: `targets.AtSparsity`, `targets.AtMost` or `targets.Within`.
-      epochs: Of retraining in a round, at most.
+      epochs: The most epochs of retraining in a round.
       patience: Stop a round after so many epochs without a better metric; `None` never.
       snapshot: Rewind to these weights before each retraining: lottery tickets; see `rewind`.
       minimum: Stop after a round whose metric is below this; the best of the rounds before it is the result.
       folder: Each round is kept here by orbax. Call again with the same arguments to go on where a run was stopped or
         killed: it ends with the same masks and parameters, to the bit.
-      shown: Show a progress bar, by rich.
+      progress: Called as `progress(epoch, epochs, what)` at the start of each round, where `epoch` is 0, and after each
+        epoch, with the round and its best metric as `what`; or `True`, to show a bar by rich.
 
     Returns:
       The best round's model, and all rounds.
@@ -121,7 +123,7 @@ def prune_retrain(
       ValueError: A retrained model is not masked; or the folder is of another run.
       ImportError: Without orbax or rich, if asked for; `pip install "jaxprune[training]"` brings both.
 
-    Example:
+    Examples:
       >>> optimizer = jaxprune.masked(optax.sgd(0.1), None)
       >>> def step(params, state, batch):
       ...     grads = jax.grad(lambda p: jnp.sum((p["w"] - batch) ** 2))(params)
@@ -145,8 +147,8 @@ def prune_retrain(
     """
     if epochs < 0 or (patience is not None and patience < 1):
         raise ValueError(f"`prune_retrain` needs epochs >= 0 and patience >= 1; got {epochs} and {patience}.")
-    with _progress.bar(shown) as tell:
-        retrain = functools.partial(_retrain, trainer, epochs, patience, tell)
+    with reporting(progress) as report:
+        retrain = functools.partial(_retrain, trainer, epochs, patience, report)
         run = _Run(params, strategy, retrain, snapshot, None if folder is None else Path(folder))
         run.begin(lambda: _metric(trainer, params))
         passed = run.rounds
@@ -168,19 +170,20 @@ class _Retrained(NamedTuple):
 
 
 def _retrain(
-    trainer: Trainer, epochs: int, patience: int | None, tell: _progress.Tell, index: int, start: Params, masks: Masks
+    trainer: Trainer, epochs: int, patience: int | None, report: Progress, index: int, start: Params, masks: Masks
 ) -> _Retrained:
-    """Trains a pruned model and keeps the best epoch's."""
+    """Trains a pruned model, and keeps the parameters of the best epoch."""
     params, best = _copy(start), _Retrained(start, _metric(trainer, start), 0, 0)
     state = trainer.init(params, masks)
+    report(0, epochs, f"round {index}, metric {best.metric:.4f}")
     for epoch in range(epochs):
-        tell(f"round {index}, metric {best.metric:.4f}", epoch, epochs)
         for batch in trainer.batches(index, epoch):
             params, state, *_ = trainer.step(params, state, batch)
         metric = _metric(trainer, params)
         if metric > best.metric:
             best = _Retrained(_copy(params), metric, epoch + 1, epoch + 1)
         best = best._replace(epochs=epoch + 1)
+        report(epoch + 1, epochs, f"round {index}, metric {best.metric:.4f}")
         if patience is not None and best.epochs - best.kept >= patience:
             break
     tree.map_with_path(_check_masked, best.params, masks)
@@ -193,7 +196,7 @@ def _metric(trainer: Trainer, params: Params) -> float:
 
 
 def _copy(params: Params) -> Params:
-    """A copy, since a step may be given its arguments' memory."""
+    """A copy, since a jitted step may donate its arguments."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if tree.is_array(leaf) else leaf, params)
 
 
@@ -253,12 +256,12 @@ class _Run:
         if index == 0:
             return self.dense, jax.tree.map(lambda _: None, self.dense)
         if index not in self.models and self.folder is not None:
-            masks = self.strategy(self.dense, self.rounds[index].asked)  # lends its structure
+            masks = self.strategy(self.dense, self.rounds[index].asked)  # for its structure alone
             self.models[index] = _checkpoints.load(self.folder, index, self.dense, masks)
         return self.models[index]
 
     def cost(self, parent: int, of: Callable[[Params, Masks], float], sparsity: float) -> float:
-        """What a round's model would cost if it were pruned so."""
+        """The cost of a round's model pruned to a sparsity."""
         params, _ = self.model(parent)
         return of(params, self.strategy(params, sparsity))
 

@@ -43,7 +43,7 @@ def acdc(
     Raises:
       ValueError: Not 0 <= begin <= end, or every < 1.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
       >>> optimizer = acdc(optax.sgd(0.1), jaxprune.magnitude, 0.5, end=3, every=1)
       >>> state = optimizer.init(params)

@@ -64,7 +64,7 @@ def dpf(
     Raises:
       ValueError: Not 0 <= begin <= end, or every < 1.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
       >>> optimizer = dpf(optax.sgd(1.0), jaxprune.magnitude, 0.5, end=100)
       >>> state = optimizer.init(params)

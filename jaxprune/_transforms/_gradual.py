@@ -47,7 +47,7 @@ def gradual(
     Raises:
       ValueError: Not 0 <= begin <= end, or every < 1.
 
-    Example:
+    Examples:
       >>> schedule = optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=100)
       >>> optimizer = gradual(optax.adam(1e-3), jaxprune.magnitude, schedule, begin=0, end=100, every=10)
       >>> state = optimizer.init({"kernel": jnp.ones((4, 4))})

@@ -39,7 +39,7 @@ def keep_masked(masks: Masks) -> optax.GradientTransformationExtraArgs:
     Raises:
       ValueError: In `init`, where the masks do not fit the parameters; in `update`, without `params`.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
       >>> optimizer = optax.chain(optax.sgd(0.5), keep_masked({"kernel": jnp.array([[True, False]])}))
       >>> updates, _ = optimizer.update({"kernel": jnp.ones((1, 2))}, optimizer.init(params), params)
@@ -75,7 +75,7 @@ def masked(optimizer: optax.GradientTransformation, masks: Masks) -> optax.Gradi
     Raises:
       ValueError: In `init`, where the masks do not fit the parameters; in `update`, without `params`.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
       >>> optimizer = masked(optax.adam(0.1), {"kernel": jnp.array([[True, False]])})
       >>> state = optimizer.init(params)

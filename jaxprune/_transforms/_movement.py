@@ -75,7 +75,7 @@ def movement(
     Raises:
       ValueError: Not 0 <= begin <= end, or every < 1.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 1.0]])}
       >>> optimizer = movement(optax.sgd(0.1), jaxprune.from_scores, 0.5, end=100)
       >>> grads = {"kernel": jnp.array([[1.0, -1.0]])}  # the first weight shrinks, the second grows

@@ -55,7 +55,7 @@ def soft_threshold(
     Returns:
       An optax optimizer. Its update needs `params`. `masks_of(state)` say what is not 0.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, -0.5]])}
       >>> optimizer = soft_threshold(optax.sgd(0.1), 1.0)
       >>> updates, state = optimizer.update({"kernel": jnp.zeros((1, 2))}, optimizer.init(params), params)
@@ -95,7 +95,7 @@ def group_lasso(
     Raises:
       ValueError: The pattern fixes the sparsity, as N:M does.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 0.5], [-3.0, 0.5]])}
       >>> optimizer = group_lasso(optax.sgd(0.1), 1.0)
       >>> updates, state = optimizer.update({"kernel": jnp.zeros((2, 2))}, optimizer.init(params), params)

@@ -54,7 +54,7 @@ def sparse_evolution(
         pattern.
       TypeError: In `init`, where a mask is a frequency mask.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 1.0, 0.0, 0.0]])}
       >>> masks = {"kernel": jnp.array([[True, True, False, False]])}
       >>> optimizer = sparse_evolution(jax.random.key(0), optax.sgd(0.1), masks, end=100, drop=0.5)

@@ -25,7 +25,7 @@ def masks_of(opt_state: Any) -> Masks:
     Raises:
       ValueError: There are none.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((2, 2))}
       >>> optimizer = optax.chain(optax.clip(1.0), jaxprune.masked(optax.adam(1e-3), jaxprune.magnitude(params)))
       >>> jaxprune.masks_of(optimizer.init(params))["kernel"].shape

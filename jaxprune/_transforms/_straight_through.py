@@ -21,7 +21,7 @@ def straight_through(params: Params, masks: Masks) -> Params:
     Raises:
       ValueError: The masks do not fit.
 
-    Example:
+    Examples:
       >>> masks = {"kernel": jnp.array([[True, False]])}
       >>> loss = lambda params: jnp.sum(straight_through(params, masks)["kernel"] * 3.0)
       >>> print(jax.grad(loss)({"kernel": jnp.ones((1, 2))})["kernel"])

@@ -1,6 +1,6 @@
 """Kernels stored for fast products with what they keep, and `deploy`, which chooses among them by measuring."""
 
-from jaxprune._jaxpr.roles.stored import Held as Held
+from jaxprune._jaxpr.roles.stored import StoredKernel as StoredKernel
 from jaxprune.formats._dense import Dense as Dense
 from jaxprune.formats._deploy import Choice as Choice
 from jaxprune.formats._deploy import Choices as Choices

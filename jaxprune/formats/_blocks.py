@@ -47,14 +47,14 @@ def strip_products(
     values_spec = pl.BlockSpec((1, *values.shape[1:]), lambda strip, batch, *_: (strip, 0, 0))
     out_spec = pl.BlockSpec((samples, columns), lambda strip, batch, *_: (batch, strip))
     if device == "tpu":
-        # Addresses have to lie in scalar memory there, all of them before the first program starts.
+        # A TPU needs all addresses in scalar memory before the first program starts.
         specs: dict[str, Any] = {
             "grid_spec": pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1, grid=grid, in_specs=[x_spec, values_spec], out_specs=out_spec
             )
         }
     else:
-        # Here, since JAX will not have it for ever.
+        # Imported where it is used, since later versions of JAX may not have it.
         from jax.experimental.pallas import triton
 
         index_spec = pl.BlockSpec((1, kept), lambda strip, batch: (strip, 0))
@@ -62,7 +62,7 @@ def strip_products(
             "grid": grid,
             "in_specs": [index_spec, x_spec, values_spec],
             "out_specs": out_spec,
-            "compiler_params": triton.CompilerParams(),  # says that it is Triton's to compile
+            "compiler_params": triton.CompilerParams(),  # chooses Triton as the compiler
         }
     out = pl.pallas_call(
         functools.partial(_strip, rows=rows, kept=kept, all_strips=device == "tpu"),

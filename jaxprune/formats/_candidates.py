@@ -1,4 +1,4 @@
-"""Which forms of a kernel are worth timing: few, and none that stores nearly everything."""
+"""Which forms of a kernel are worth timing: a few, and only those that leave out much of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jaxprune.formats._rows import Rows
 from jaxprune.formats._strips import Method, Strips, block_fill
 
 _BLOCKS = ((128, 128), (64, 64), (32, 32), (16, 16), (1, 256), (1, 128), (1, 64), (1, 32))
-_WORTH = 0.8  # of the kernel, that a form may store to be tried
-_SCATTERED = 0.3  # of the weights, below which single ones are tried
-_TRIED = 3
-_GATHERED = 2**27  # numbers that a batched gather may make
+_WORTH = 0.8  # the largest share of the kernel that a form may store to be timed
+_SCATTERED = 0.3  # the largest density at which forms of single weights are timed
+_TRIED = 3  # blocks that are timed, at most
+_GATHERED = 2**27  # numbers that a batched gather may copy
 
 
 def candidates(kernel: np.ndarray, mask: np.ndarray, batch: int) -> Iterator[Any]:
@@ -45,7 +45,7 @@ def candidates(kernel: np.ndarray, mask: np.ndarray, batch: int) -> Iterator[Any
 
 
 def worthwhile(mask: np.ndarray) -> list[tuple[int, int]]:
-    """The blocks that leave out most, at most three: none that another as large or larger makes useless."""
+    """At most three blocks that leave out most; one is skipped if a larger one leaves out nearly as much."""
     stored = {
         block: _stored(mask, block)
         for block in _BLOCKS

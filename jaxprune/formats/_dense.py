@@ -21,7 +21,7 @@ class Dense:
 
     Attributes:
       values: `(in, out)`, or `(out, in)` where `transposed`.
-      transposed: Which.
+      transposed: Whether the outputs come first.
     """
 
     values: Float[Array, "a b"]

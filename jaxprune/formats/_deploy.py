@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune import _text
 from jaxprune._arrays import tree
-from jaxprune._jaxpr.roles.stored import Held, evaluate
+from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
 from jaxprune._jaxpr.tracing import arrays, trace
 from jaxprune._masks import masking, verbs
 from jaxprune.formats import _timing
@@ -21,7 +22,7 @@ from jaxprune.formats._race import Known, fastest
 from jaxprune.typing import Masks, Params
 
 _REPEATS, _SECONDS = 11, 2.0  # timings of the whole function at least, and how long they take at least
-_NO_GAIN = "the whole function is not faster for sure with what won by itself"
+_NO_GAIN = "the whole function is not measurably faster with the forms that won by themselves"
 
 
 class Choice(NamedTuple):
@@ -61,7 +62,7 @@ class Choices:
     deployed: float
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Path, shape, kept, form, milliseconds dense and chosen, reason."""
+        """One for each leaf: path, shape, share kept, form, milliseconds dense and in that form, reason."""
         return [
             (
                 leaf.path, "×".join(map(str, leaf.shape)), f"{100 * leaf.density:.1f} %", leaf.form,
@@ -73,11 +74,8 @@ class Choices:
 
     def __str__(self) -> str:
         table = [("leaf", "shape", "kept", "form", "dense ms", "ms", "why"), *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
         whole = f"the whole function: {self.dense:.3f} ms dense, {self.deployed:.3f} ms deployed"
+        lines = _text.aligned(table, "lllllll")
         return "\n".join([*lines, f"{whole}, {self.dense / self.deployed:.2f} times as fast"])
 
 
@@ -101,7 +99,7 @@ def deploy(
     Returns:
       `(fast_fun, fast_params, choices)`: jit `fast_fun(fast_params, *args)`; `choices` prints what was chosen and why.
 
-    Example:
+    Examples:
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
       >>> params = {"first": jnp.ones((32, 64)), "second": jnp.ones((64, 8))}
@@ -115,7 +113,7 @@ def deploy(
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if _is_abstract(leaf) else leaf, args)
     masked = masking.apply(params, masks)
     used, known = products(trace(fun, masked, *inputs)), Known({})
-    chosen = dict[str, Held]()
+    chosen = dict[str, StoredKernel]()
     leaves = list[Choice]()
     for path, leaf, mask in tree.flatten(masked, masks, names=("masks",))[0]:
         if mask is not None:
@@ -141,15 +139,17 @@ def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
 
     def fast_fun(params: Params, *args: Any) -> Any:
         full = jax.tree.map(
-            lambda leaf: jax.eval_shape(leaf.dense) if _is_held(leaf) else leaf, params, is_leaf=_is_held
+            lambda leaf: jax.eval_shape(leaf.dense) if _is_stored(leaf) else leaf, params, is_leaf=_is_stored
         )
-        leaves = [leaf for leaf in jax.tree.leaves(params, is_leaf=_is_held) if _is_held(leaf) or tree.is_array(leaf)]
+        leaves = [
+            leaf for leaf in jax.tree.leaves(params, is_leaf=_is_stored) if _is_stored(leaf) or tree.is_array(leaf)
+        ]
         return evaluate(trace(fun, full, *args), leaves, list(arrays(args).values()))
 
     return fast_fun
 
 
-def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known) -> tuple[Held | None, Choice]:
+def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known) -> tuple[StoredKernel | None, Choice]:
     keeps = verbs.of_weights(path, leaf, mask)
     if keeps is None:
         return None, Choice(path, leaf.shape, 1.0, "dense", None, None, "a frequency mask leaves no weight out")
@@ -159,14 +159,14 @@ def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known)
         return None, Choice(path, leaf.shape, density, "dense", None, None, used)
     kernel = np.asarray(leaf)
     winner = fastest(kernel, kept, used, known) if used.summed == 0 else fastest(kernel.T, kept.T, used, known)
-    held = None if winner.form is None else Held(winner.form, used.summed)
+    stored = None if winner.form is None else StoredKernel(winner.form, used.summed)
     name = "dense" if winner.form is None else str(winner.form)
-    return held, Choice(path, leaf.shape, density, name, winner.dense, winner.milliseconds, winner.reason)
+    return stored, Choice(path, leaf.shape, density, name, winner.dense, winner.milliseconds, winner.reason)
 
 
 def _is_abstract(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _is_held(leaf: Any) -> bool:
-    return isinstance(leaf, Held)
+def _is_stored(leaf: Any) -> bool:
+    return isinstance(leaf, StoredKernel)

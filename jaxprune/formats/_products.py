@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._jaxpr.roles.rules import Use, uses
-from jaxprune._jaxpr.roles.stored import Held, evaluate
+from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
 from jaxprune._jaxpr.tracing import Traced
 
 
@@ -28,21 +28,24 @@ class Products:
     dtypes: tuple[Any, ...]
 
 
-class _Watched:
-    """Stands for a kernel `(in, out)` while a function is traced, and notes what is done with it."""
+class _Recorder:
+    """Takes the place of a kernel `(in, out)` while a function is traced, and records the products with it.
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, noted: list[Any]) -> None:
-        self.shape, self.dtype, self.noted = shape, dtype, noted
+    It appends the other operand and the kernel's dtype for each product, and `None` for any other use.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, uses: list[Any]) -> None:
+        self.shape, self.dtype, self.uses = shape, dtype, uses
 
     def dense(self) -> Any:
-        self.noted.append(None)
+        self.uses.append(None)
         return jnp.zeros(self.shape, self.dtype)
 
-    def astype(self, dtype: Any) -> _Watched:
-        return _Watched(self.shape, dtype, self.noted)
+    def astype(self, dtype: Any) -> _Recorder:
+        return _Recorder(self.shape, dtype, self.uses)
 
     def matmul(self, x: Any) -> Any:
-        self.noted.append((jax.ShapeDtypeStruct(x.shape, x.dtype), self.dtype))
+        self.uses.append((jax.ShapeDtypeStruct(x.shape, x.dtype), self.dtype))
         return jnp.zeros((x.shape[0], self.shape[1]), x.dtype)
 
 
@@ -56,12 +59,11 @@ def products(traced: Traced) -> dict[str, Products | str]:
             summed[index] = found.products[index][0].inputs[0]
         else:
             result[path] = reason
-    for index, noted in _noted(traced, summed).items():
-        several = None in noted
+    for index, recorded in _recorded(traced, summed).items():
         result[traced.paths[index]] = (
             "a loop or another operation takes it too"
-            if several
-            else Products(summed[index], tuple(x for x, _ in noted), tuple(dtype for _, dtype in noted))
+            if None in recorded
+            else Products(summed[index], tuple(x for x, _ in recorded), tuple(dtype for _, dtype in recorded))
         )
     return result
 
@@ -74,16 +76,16 @@ def _unfit(found: list[Use], leaf: Any) -> str | None:
     return None if len({use.inputs for use in found}) == 1 else "its products sum over different axes"
 
 
-def _noted(traced: Traced, summed: dict[int, int]) -> dict[int, list[Any]]:
-    """What is done with each of some matrices: other side and own dtype of a product, `None` for anything else."""
-    noted: dict[int, list[Any]] = {index: [] for index in summed}
+def _recorded(traced: Traced, summed: dict[int, int]) -> dict[int, list[Any]]:
+    """What a `_Recorder` in place of each of some matrices records."""
+    recorded: dict[int, list[Any]] = {index: [] for index in summed}
 
-    def watch(arguments: list[Any]) -> Any:
+    def run(arguments: list[Any]) -> Any:
         leaves = arguments[: len(traced.leaves)]
         for index, axis in summed.items():
             shape = leaves[index].shape if axis == 0 else leaves[index].shape[::-1]
-            leaves[index] = Held(_Watched(shape, leaves[index].dtype, noted[index]), axis)
+            leaves[index] = StoredKernel(_Recorder(shape, leaves[index].dtype, recorded[index]), axis)
         return evaluate(traced, leaves, arguments[len(leaves) :])
 
-    jax.eval_shape(watch, [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.in_avals])
-    return noted
+    jax.eval_shape(run, [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.in_avals])
+    return recorded

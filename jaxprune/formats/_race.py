@@ -15,7 +15,7 @@ from jaxprune.formats._candidates import candidates
 from jaxprune.formats._dense import Dense
 from jaxprune.formats._products import Products
 
-_MARGIN, _LAYOUT_MARGIN = 1.05, 1.01  # by which a form must win, and a layout for sure, so that noise chooses none
+_MARGIN, _LAYOUT_MARGIN = 1.05, 1.01  # least gains of a form and of a layout, so that noise chooses neither
 _ROUGH, _FINE = 5, 11  # timings of every form, and of the best, at least
 _FINALISTS = 2
 
@@ -37,7 +37,7 @@ class Winner(NamedTuple):
 
 
 Known = NewType("Known", dict[Any, tuple[int, Winner]])
-"""Races that were run: a kernel whose forms have the same sizes, in the same products, needs none of its own."""
+"""Earlier results: kernels whose forms have the same sizes and products are timed once."""
 
 
 def fastest(kernel: np.ndarray, mask: np.ndarray, products: Products, known: Known) -> Winner:
@@ -47,7 +47,7 @@ def fastest(kernel: np.ndarray, mask: np.ndarray, products: Products, known: Kno
       kernel: `(in, out)`, masked.
       mask: Of the same shape.
       products: What it is multiplied with.
-      known: Earlier races; this one is added.
+      known: Earlier results; this one is added.
     """
     forms = [
         Dense.of(jnp.asarray(kernel)),
@@ -56,12 +56,12 @@ def fastest(kernel: np.ndarray, mask: np.ndarray, products: Products, known: Kno
     ]
     key = (*map(str, (products, *forms)), *(_rounded(leaf.size) for leaf in jax.tree.leaves(forms)))
     if key not in known:
-        known[key] = _race(forms, products)
+        known[key] = _winner(forms, products)
     place, winner = known[key]
     return winner._replace(form=forms[place] if place else None)
 
 
-def _race(forms: list[Any], products: Products) -> tuple[int, Winner]:
+def _winner(forms: list[Any], products: Products) -> tuple[int, Winner]:
     rng = np.random.default_rng(0)
     xs = [jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype) for x in products.operands]
     run = jax.jit(_multiply, static_argnames="dtypes")
@@ -77,14 +77,18 @@ def _race(forms: list[Any], products: Products) -> tuple[int, Winner]:
     gain = _timing.speedup(times, of=sparse, over=layout)
     if gain >= _MARGIN and _timing.sure_speedup(times, of=sparse, over=layout) > 1:
         return finalists[sparse], Winner(None, dense, float(medians[sparse]), f"{gain:.2f} times the best dense")
-    why = f"the best sparse form reaches {gain:.2f} of it" if sparse != layout else "the mask has no form worth timing"
+    why = (
+        f"the best sparse form: {gain:.2f} times the best dense"
+        if sparse != layout
+        else "the mask has no form worth timing"
+    )
     if _timing.sure_speedup(times, of=1, over=0) >= _LAYOUT_MARGIN:
         return 1, Winner(None, dense, dense, why)
     return 0, Winner(None, dense, float(medians[0]), why)
 
 
 def _runs(call: Callable[[], Any]) -> bool:
-    """Whether a form can be used at all: its kernel may need more of some memory than this device has."""
+    """Whether a form runs at all: a Pallas kernel may need more memory than a core of this device has."""
     try:
         jax.block_until_ready(call())
     except jax.errors.JaxRuntimeError:

@@ -31,7 +31,7 @@ class Rows:
     def of(cls, kernel: Kernel | np.ndarray, mask: Mask | np.ndarray) -> Rows:
         """Stores what a mask keeps of a kernel `(in, out)`; a kept weight that is 0 is not stored.
 
-        Example:
+        Examples:
           >>> kernel = jnp.arange(8.0).reshape(4, 2)
           >>> Rows.of(kernel, kernel > 5).matrix.data.tolist()
           [6.0, 7.0]

@@ -22,7 +22,7 @@ from jaxprune.typing import Kernel, Mask
 
 Method: TypeAlias = Literal["strip by strip", "batched", "pallas"]
 
-_OUTPUTS = 64  # of a step of "strip by strip": narrower strips are taken together
+_OUTPUTS = 64  # of a step of "strip by strip": narrower strips are batched up to it
 
 
 @functools.partial(
@@ -68,7 +68,7 @@ class Strips:
         Raises:
           ValueError: The block does not divide the kernel.
 
-        Example:
+        Examples:
           >>> kernel = jnp.arange(8.0).reshape(4, 2)
           >>> stored = Strips.of(kernel, kernel > 3, block=(2, 1))
           >>> stored.index.tolist(), stored.values[:, 0].tolist()
@@ -115,7 +115,7 @@ class Strips:
         """`x @ kernel`."""
         if self.method == "pallas":
             return strip_products(x, self.index, self.values, self.rows)
-        # Whole rows are copied only if the transpose is not fused into the gather.
+        # The barrier keeps XLA from fusing the transpose into the gather, which then copies whole rows.
         blocks = lax.optimization_barrier(x.T.reshape(-1, self.rows, x.shape[0]))
 
         def strip(part: tuple[Array, Array]) -> Array:
@@ -125,8 +125,8 @@ class Strips:
         if self.method == "batched":
             out = jax.vmap(strip)((self.index, self.values))
         else:
-            together = _OUTPUTS // self.columns
-            out = lax.map(strip, (self.index, self.values), batch_size=together if together > 1 else None)
+            batch = _OUTPUTS // self.columns
+            out = lax.map(strip, (self.index, self.values), batch_size=batch if batch > 1 else None)
         return out.reshape(-1, x.shape[0]).T
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Times functions in turn, so that what else the machine does falls on all of them alike."""
+"""Times functions in turn, so that other work of the machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 _SHORTEST = 5e-3  # seconds of one timing at least, so that the cache holds what it would hold in use
 
 
-def seconds(calls: Sequence[Callable[[], Any]], least: int, together: float = 0.5) -> np.ndarray:
+def seconds(calls: Sequence[Callable[[], Any]], least: int, total: float = 0.5) -> np.ndarray:
     """Seconds per call, each waited for: `(calls, timings)`.
 
     Args:
       calls: Each returns arrays to wait for. They are called before, to compile and to warm up.
       least: Timings of each, at least.
-      together: Seconds that all timings take at least; quick functions are timed more often.
+      total: Seconds that all timings take at least; quick functions are timed more often.
     """
     for call in calls:
         jax.block_until_ready(call())
     inner = [math.ceil(_SHORTEST / _each(call, 1)) for call in calls]
     once = sum(n * _each(call, n) for call, n in zip(calls, inner, strict=True))
-    repeats = max(least, math.ceil(together / once))
+    repeats = max(least, math.ceil(total / once))
     return np.array([[_each(call, n) for call, n in zip(calls, inner, strict=True)] for _ in range(repeats)]).T
 
 

@@ -1,15 +1,17 @@
-"""ADMM: prunes a layer by alternating between the best weights and the sparsest ones.
+"""ADMM: prunes a layer by alternating between the best dense weights and the nearest sparse ones.
 
 Notes on what differs from the paper:
 
 1. Once the mask is found, conjugate gradients solve for the kept weights until they have converged, all outputs at a
-   time; more ADMM steps with a fixed mask would go to the same solution, more slowly.
-2. The sparsity rises for N:M too: besides those that the pattern chooses, ever fewer of the highest weights stay.
+   time; more ADMM steps with a fixed mask would reach the same solution more slowly.
+2. The sparsity rises for N:M too: at first the largest weights stay as well, besides those that the pattern chooses,
+   and with every step fewer of them.
 3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -24,13 +26,77 @@ from jaxprune.layerwise._damping import factorise, report
 from jaxprune.layerwise._refit import refine, scaled, solve
 from jaxprune.typing import Gram, Kernel, Sparsity
 
-_CONVERGED = 1e-4  # norm of what is left of the gradient, relative to the right-hand side
+_CONVERGED = 1e-4  # norm of the residual, relative to that of the right-hand side
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADMM:
+    """ADMM as a method for `oneshot.prune`; see `admm`. Slower than `SparseGPT`, and nearer to the dense model.
+
+    Attributes:
+      iterations: How often the mask is reselected, at least 1.
+      damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm, so that a few
+        large inputs do not damp the others. Larger by default than for `admm` alone, for the reason in `SparseGPT`.
+      penalty: On the distance to the sparse weights, relative to the squared norm of an input. A higher one changes the
+        mask less from step to step. `None` means 1 for N:M, where higher ones give worse masks, else 3.
+      within: Which weights compete: all of the layer, or those of one output, which is better for a whole model; for
+        N:M only while the sparsity rises.
+      refit: Whether to solve for the kept weights exactly in the end, by a factorisation for each output: `out` times
+        the cost of the one that the steps share. A system that is not of full rank has its damping raised, with a
+        warning.
+
+    Examples:
+      >>> from jaxprune import layerwise, oneshot
+      >>> params, x = {"kernel": jnp.ones((8, 4))}, jax.random.normal(jax.random.key(0), (64, 8))
+      >>> method = layerwise.ADMM(iterations=10)
+      >>> params, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], method, sparsity=0.75)
+      >>> print(jaxprune.sparsity(params, masks))
+      0.75
+
+    References:
+      Boža, 2024, "Fast and Effective Weight Update for Pruned Large Language Models".
+    """
+
+    iterations: int = 20
+    damping: float = 0.3
+    penalty: float | None = None
+    within: Literal["layer", "output"] = "output"
+    refit: bool = False
+
+    @property
+    def statistic(self) -> Literal["gram"]:
+        """It needs Gram matrices."""
+        return "gram"
+
+    def prepare(self, statistic: Gram) -> Gram:
+        """The Gram matrix itself: each kernel scales and damps it anew."""
+        return statistic
+
+    def prune(
+        self, kernel: Kernel, prepared: Gram, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+    ) -> tuple[Kernel, Bool[Array, "in out"]]:
+        """Calls `admm`."""
+        penalty = self.penalty
+        if penalty is None:
+            penalty = 1.0 if isinstance(pattern, patterns.NM) else 3.0
+        return admm(
+            kernel,
+            prepared,
+            sparsity,
+            pattern=pattern,
+            iterations=self.iterations,
+            damping=self.damping,
+            penalty=penalty,
+            within=self.within,
+            refit=self.refit,
+        )
 
 
 def admm(
     kernel: Kernel,
     gram: Gram,
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     iterations: int = 20,
     damping: float = 0.01,
@@ -38,25 +104,22 @@ def admm(
     within: Literal["layer", "output"] = "layer",
     refit: bool = False,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
-    r"""Prunes one layer and re-solves what is left, so that $\lVert X W - X \hat W \rVert_F$ is small.
+    r"""Prunes one layer and solves for the kept weights, so that $\lVert X W - X \hat W \rVert_F$ is small.
 
-    Inputs are first scaled to unit norm, so that a weight competes by its share of the output, and one factorisation
-    serves every step. The mask is reselected at each, while the sparsity rises to its final value; then the weights
-    are refined on that mask until they have converged.
+    Inputs are first scaled to unit norm, so that weights are compared by what they add to the output, and one
+    factorisation serves every step. Each step selects the mask anew, while the sparsity rises to its final value; then
+    the weights are refined on that mask until they have converged.
 
     Args:
       kernel: `(in, out)`, floating.
       gram: $X^\top X$ of the layer's inputs, `(in, in)`.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
-      iterations: How often the mask is reselected, at least 1.
-      damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm, so that a few
-        large inputs do not damp the others.
-      penalty: On the distance to the sparse weights, relative to the squared norm of an input. A higher one changes the
-        mask less from step to step.
-      within: Which weights compete: all, or those of one output; for N:M only while the sparsity rises.
-      refit: Whether to solve for the kept weights exactly in the end, by a factorisation for each output: `out` times
-        the cost of the one above. A system that is not of full rank has its damping raised, with a warning.
+      iterations: See `ADMM`, as for the options below.
+      damping: A fraction of each input's own squared norm.
+      penalty: Relative to the squared norm of an input.
+      within: Which weights compete.
+      refit: Whether to solve for the kept weights exactly in the end.
 
     Returns:
       The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -65,7 +128,7 @@ def admm(
       ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> x = jax.random.normal(jax.random.key(0), (64, 8))
       >>> kernel, mask = layerwise.admm(jnp.ones((8, 4)), x.T @ x, 0.75)
@@ -79,7 +142,7 @@ def admm(
     if iterations < 1:
         raise ValueError(f"`iterations` must be at least 1; got {iterations}. The paper takes 20.")
     competing = kernel.shape[0] if within == "output" else kernel.size
-    final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of those that compete
+    final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of the weights that compete
     rising = [final * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]
     keep = jnp.concatenate([_choice.counts([competing], s) for s in rising])
     pruned, mask, fit = _admm(kernel, gram, keep, damping, penalty, pattern, within == "output", refit)

@@ -1,4 +1,4 @@
-"""What the algorithms share: checked arguments, how many weights to keep, and which."""
+"""What the algorithms share: checks of their arguments, how many weights to keep, and which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxprune.typing import Kernel, Sparsity
 
 
 def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Sparsity | None) -> Sparsity:
-    """The sparsity that the pattern and the request come to.
+    """Checks the arguments of an algorithm, and returns the sparsity that follows from pattern and request.
 
     Raises:
       ValueError: Kernel, Gram matrix and pattern do not fit together, or the sparsity contradicts the pattern.
@@ -68,7 +68,7 @@ def chosen(
 def highest(scores: Float[Array, "in out"], keep: Int[Array, ""], by_output: bool) -> Bool[Array, "in out"]:
     """The `keep` highest of all scores, or of each output's; ties to the lowest index, NaN last.
 
-    By bisection in one small loop: `selection.select` takes fewer passes, but compiles for seconds.
+    By bisection in one small loop: `jaxprune.select` takes fewer passes, but compiles for seconds.
     """
     groups = scores.shape[1] if by_output else 1
     return ordering.highest(scores, jnp.full((1, groups), keep), (0,) if by_output else (0, 1))

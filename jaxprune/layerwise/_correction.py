@@ -1,4 +1,4 @@
-"""Lets a layer make up for what the pruned layers before it have done to its inputs."""
+"""Changes a kernel so that it makes up for the change of its inputs, which pruned layers before it caused."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ def correct(
     kernel: Kernel,
     gram: Gram,
     cross: Float[Array, "in in"],
+    *,
     share: float = 1.0,
     damping: float = 0.3,
     residual: Float[Array, "in out"] | None = None,
 ) -> Kernel:
-    r"""The kernel that makes of changed inputs what the given one made of the inputs as they were.
+    r"""The kernel whose outputs for changed inputs are nearest to those of the given kernel for the original inputs.
 
-    $\lVert \hat X W' - X W \rVert_F$ is least for it, but for the damping. Up to a constant, the error of a pruned
-    kernel against these outputs is the error against $W'$; so any method that takes a Gram matrix can prune $W'$ in
-    place of $W$, as if it knew of the outputs.
+    It minimises $\lVert \hat X W' - X W \rVert_F$, with damping. The squared error of a pruned kernel against the
+    original outputs is, up to a constant, its squared error against $\hat X W'$. So any method that takes a Gram matrix
+    comes near the original outputs if it prunes $W'$ in place of $W$.
 
     Args:
       kernel: $W$, `(in, out)`, floating.
       gram: $\hat X^\top \hat X$ of the changed inputs, `(in, in)`.
-      cross: $\hat X^\top X$: the changed inputs and those as they were, of the same samples, `(in, in)`.
-      share: How much of the change to make up for, in [0, 1]; few samples are followed too closely at 1.
+      cross: $\hat X^\top X$, of the changed and the original inputs for the same samples, `(in, in)`.
+      share: How much of the change to make up for, in [0, 1]. At 1 the kernel fits a few samples too closely.
       damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm.
-      residual: $\hat X^\top (S - \hat S)$, `(in, out)`, if the outputs are added to $S$, which has become $\hat S$; the
-        sum is then brought near to what it was.
+      residual: $\hat X^\top (S - \hat S)$, `(in, out)`, where the outputs are added to $S$, as in a residual stream,
+        which has changed to $\hat S$. The kernel then makes up for that change too.
 
     Returns:
       The kernel, of the same dtype.
@@ -43,7 +44,7 @@ def correct(
       ValueError: The shapes do not fit, the share is out of range, or the Gram matrix is not finite.
       TypeError: The kernel is not floating.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> x = jax.random.normal(jax.random.key(0), (64, 2))
       >>> changed = x * jnp.array([1.0, 0.5])  # the second input was halved
@@ -78,9 +79,9 @@ def _correct(
     damping: Float[Array, ""] | float,
     residual: Float[Array, "in out"],
 ) -> tuple[Kernel, tuple[Array, ...]]:
-    # What solves the damped system for the given outputs is the given kernel; only the change has to be solved for.
+    # The given kernel solves the damped system for its own outputs, so only the change has to be solved for.
     system = scaled(kernel, gram, damping)
     change = share * ((cross - gram).astype(system.gram.dtype) @ kernel.astype(system.gram.dtype) + residual)
-    moved = solve(system.gram, change / system.scale[:, None])
-    fit = moved.steps, moved.damping, moved.finite
-    return kernel + (moved.values / system.scale[:, None]).astype(kernel.dtype), fit
+    solution = solve(system.gram, change / system.scale[:, None])
+    fit = solution.steps, solution.damping, solution.finite
+    return kernel + (solution.values / system.scale[:, None]).astype(kernel.dtype), fit

@@ -1,4 +1,4 @@
-"""A damped Gram matrix and its factorisation, with the damping raised, and said to be raised, until it succeeds."""
+"""Factorises a Gram matrix; the damping is raised, with a warning, until that succeeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Damped(NamedTuple):
     """A Gram matrix that is safe to invert.
 
     Attributes:
-      gram: With the damping on its diagonal, and dead inputs given a diagonal of their own.
+      gram: With the damping added to its diagonal; where an input is dead, the mean over the others stands in for 0.
       upper: Upper triangular; `upper.T @ upper` is the inverse of `gram`.
       damping: What was added, as a fraction of the mean of the diagonal over live inputs.
       steps: How often the damping had to be raised.
@@ -37,25 +37,25 @@ class Damped(NamedTuple):
     dead: Bool[Array, " in"]
 
 
-def damp(gram: Gram, damping: float | Float[Array, ""] = 0.01) -> Damped:
+def damp(gram: Gram, *, damping: float | Float[Array, ""] = 0.01) -> Damped:
     r"""Factorises the inverse of `gram + damping * mean(diagonal) * I`.
 
     If the Cholesky factorisation breaks down, or a pivot is no more than rounding error, the damping is raised tenfold
-    (from 0: to 1e-6) and tried again. That is warned about, under `jit` too; it is also in the result.
+    (from 0: to 1e-6) and tried again. A warning says so, under `jit` too, and the result holds the final damping.
 
     Args:
       gram: Symmetric, $X^\top X$.
       damping: Fraction of the mean of the diagonal to begin with.
 
     Returns:
-      The damped matrix, its factor, and what was done to it.
+      The damped matrix, the factor of its inverse, and how it was damped.
 
     Raises:
       ValueError: The matrix is not square, or no damping helps: it holds NaN or infinity, or is far from positive.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
-      >>> damped = layerwise.damp(jnp.diag(jnp.array([1.0, 3.0])), 0.5)
+      >>> damped = layerwise.damp(jnp.diag(jnp.array([1.0, 3.0])), damping=0.5)
       >>> print(damped.gram, damped.steps)
       [[2. 0.]
        [0. 4.]] 0
@@ -73,22 +73,22 @@ def damp(gram: Gram, damping: float | Float[Array, ""] = 0.01) -> Damped:
 
 @jax.jit
 def factorise(gram: Gram, damping: Float[Array, ""]) -> Damped:
-    """The part of `damp` that can be mapped: what it did is only in the result."""
+    """`damp` without its checks and warnings, so that it can be mapped over kernels."""
     factor = _factor(gram, damping)
-    # H = R R^T with R upper, by the factorisation of H with both axes reversed; so H^-1 = R^-T R^-1.
+    # The Cholesky factor of H with both axes reversed, reversed again, is an upper R with H = R R^T: H^-1 = R^-T R^-1.
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     inverse = lax.linalg.triangular_solve(factor.lower, identity, left_side=True, lower=True)
     return Damped(factor.gram, _reversed(inverse), factor.damping, factor.steps, factor.dead)
 
 
 class Solution(NamedTuple):
-    """What solves a system, and what had to be done for it.
+    """The solution of a linear system, and the damping that it took.
 
     Attributes:
       values: `(in, out)`.
-      damping: As `Damped` has it, as what follows.
+      damping: What was added to the diagonal, as a fraction of its mean over live inputs.
       steps: How often the damping had to be raised.
-      finite: Whether that helped.
+      finite: Whether the factorisation succeeded in the end.
     """
 
     values: Float[Array, "in out"]
@@ -98,7 +98,7 @@ class Solution(NamedTuple):
 
 
 def solve(gram: Gram, right: Float[Array, "in out"]) -> Solution:
-    """Solves `gram @ values = right`, damped only if it must be; can be mapped as `factorise`."""
+    """Solves `gram @ values = right`, damped only if the factorisation fails without; can be mapped as `factorise`."""
     factor = _factor(gram, jnp.float32(0))
     values = jax.scipy.linalg.cho_solve((factor.lower, True), jnp.flip(right, 0))
     return Solution(jnp.flip(values, 0), factor.damping, factor.steps, jnp.all(jnp.isfinite(factor.lower)))
@@ -135,7 +135,7 @@ def _factor(gram: Gram, damping: Float[Array, ""]) -> _Factor:
 
 
 def report(steps: Int[Array, "..."], damping: Float[Array, "..."], finite: Bool[Array, "..."]) -> None:
-    """Warns of a damping that was raised, and raises if that did not help; while tracing, when the program runs."""
+    """Warns if the damping was raised, and raises if that was not enough; for traced values, when the program runs."""
     if any(isinstance(value, Tracer) for value in (steps, damping, finite)):
         jax.debug.callback(_report, steps, damping, finite)
     else:

@@ -20,6 +20,7 @@ def obs(
     kernel: Kernel,
     gram: Gram | Damped,
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     damping: float = 0.0,
     within: Literal["layer", "output"] = "layer",
@@ -31,7 +32,7 @@ def obs(
 
     Args:
       kernel: `(in, out)`, floating.
-      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or what `damp` made of it.
+      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or the result of `damp`.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       damping: See `damp`. A Gram matrix that is not of full rank raises it, with a warning.
@@ -44,7 +45,7 @@ def obs(
       ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> kernel, mask = layerwise.obs(jnp.array([[3.0], [2.0]]), jnp.array([[2.0, 1.0], [1.0, 2.0]]), 0.5)
       >>> print(kernel)
@@ -56,8 +57,8 @@ def obs(
       Frantar & Alistarh, 2022, "Optimal Brain Compression", which removes the updates between outputs.
     """
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
-    damped = gram if isinstance(gram, Damped) else damp(gram, damping)
-    # Under N:M every output loses as many, so its weights need only compete with each other.
+    damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
+    # Under N:M every output loses the same number of weights, so outputs need not compete with each other.
     by_output = within == "output" or isinstance(pattern, patterns.NM)
     competing = kernel.shape[0] if by_output else kernel.size
     removed = competing - _choice.counts([competing], sparsity)[0]
@@ -95,7 +96,7 @@ def _obs(
 
 
 def _may_lose(mask: Bool[Array, "out in"], pattern: Any) -> Bool[Array, "out in"]:
-    """Weights in groups that still hold more than they keep."""
+    """The weights of groups that hold more than `n` kept weights so far."""
     if not isinstance(pattern, patterns.NM):
         return mask
     left = jnp.sum(mask.reshape(mask.shape[0], -1, pattern.m), axis=2, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Least squares for the weights that a mask keeps, so that they make up for those that are gone."""
+"""Least squares for the weights that a mask keeps, so that they make up for the pruned ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jaxprune.layerwise import _choice
 from jaxprune.layerwise._damping import factorise, report
 from jaxprune.typing import Gram, Kernel
 
-_CONVERGED = 1e-5  # norm of what is left of the gradient, relative to the right-hand side
-_LONGEST = 200
+_CONVERGED = 1e-5  # norm of the residual, relative to that of the right-hand side
+_MOST_STEPS = 200
 
 
 def refit(
-    kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], damping: float = 0.01, exact: bool = False
+    kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], *, damping: float = 0.01, exact: bool = False
 ) -> Kernel:
     r"""Re-solves the kept weights of one layer, so that $\lVert X W - X \hat W \rVert_F$ is least on that support.
 
@@ -29,7 +29,7 @@ def refit(
       gram: $X^\top X$ of the layer's inputs, `(in, in)`.
       mask: `True` = kept.
       damping: Pulls the weights towards the given ones: a fraction of each input's own squared norm. 0 gives least
-        squares alone, which follow few samples too closely.
+        squares alone, which fit a few samples too closely.
       exact: Whether to factorise a matrix for each output, `out` times the cost of one; else conjugate gradients solve
         for all outputs at a time, until they have converged. An exact system that is not of full rank has its damping
         raised, with a warning.
@@ -41,7 +41,7 @@ def refit(
       ValueError: The shapes do not fit, or `exact` and the Gram matrix is not finite.
       TypeError: The kernel is not floating.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> gram = jnp.array([[2.0, 1.0], [1.0, 2.0]])
       >>> print(layerwise.refit(jnp.array([[3.0], [2.0]]), gram, jnp.array([[True], [False]]), damping=0.0))
@@ -74,9 +74,9 @@ class Scaled(NamedTuple):
 
     Attributes:
       gram: Of the scaled inputs, with the damping on its diagonal.
-      weights: The kernel that goes with them, 0 for inputs that are.
+      weights: The kernel for the scaled inputs, 0 for dead inputs.
       target: `gram @ weights`.
-      scale: What the inputs were divided by.
+      scale: The norms that the inputs were divided by, 1 for dead inputs.
     """
 
     gram: Gram
@@ -86,7 +86,7 @@ class Scaled(NamedTuple):
 
 
 def scaled(kernel: Kernel, gram: Gram, damping: Float[Array, ""] | float) -> Scaled:
-    """The layer in the scale in which a weight competes by its share of the output."""
+    """Scales inputs to unit norm, so that weights can be compared by what they add to the output."""
     dtype = _choice.working(kernel, gram)
     norm = jnp.sqrt(jnp.diagonal(gram)).astype(dtype)
     scale = jnp.where(norm == 0, 1, norm)
@@ -103,27 +103,28 @@ def refine(system: Scaled, weights: Kernel, mask: Bool[Array, "in out"], toleran
         return jnp.sum(jnp.square(values), axis=0)
 
     gram, target = system.gram, system.target
-    enough = tolerance**2 * squared(jnp.where(mask, target, 0))
+    tolerated = tolerance**2 * squared(jnp.where(mask, target, 0))
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        weights, left, direction, size, steps = state
+        weights, residual, direction, size, steps = state
         image = jnp.where(mask, gram @ direction, 0)
-        along = jnp.sum(direction * image, axis=0)
-        length = jnp.where((size > enough) & (along > 0), size / jnp.where(along > 0, along, 1), 0)[None]
-        weights, left = weights + length * direction, left - length * image
-        new_size = squared(left)
-        turned = left + (new_size / jnp.where(size > 0, size, 1))[None] * direction
-        return weights, left, turned, new_size, steps + 1
+        curvature = jnp.sum(direction * image, axis=0)
+        moves = (size > tolerated) & (curvature > 0)
+        length = jnp.where(moves, size / jnp.where(curvature > 0, curvature, 1), 0)[None]
+        weights, residual = weights + length * direction, residual - length * image
+        new_size = squared(residual)
+        new_direction = residual + (new_size / jnp.where(size > 0, size, 1))[None] * direction
+        return weights, residual, new_direction, new_size, steps + 1
 
     def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
-        return jnp.any(state[3] > enough) & (state[4] < _LONGEST)
+        return jnp.any(state[3] > tolerated) & (state[4] < _MOST_STEPS)
 
-    left = jnp.where(mask, target - gram @ weights, 0)
-    return lax.while_loop(unfinished, step, (weights, left, left, squared(left), jnp.int32(0)))[0]
+    residual = jnp.where(mask, target - gram @ weights, 0)
+    return lax.while_loop(unfinished, step, (weights, residual, residual, squared(residual), jnp.int32(0)))[0]
 
 
 def solve(system: Scaled, mask: Bool[Array, "in out"]) -> tuple[Kernel, tuple[Array, ...]]:
-    """The least-squares weights of each output on its own support, and how their factorisations went."""
+    """Factorises the system of each output's kept weights: the least-squares weights, and what `report` takes."""
     identity = jnp.eye(system.gram.shape[0], dtype=system.gram.dtype)
 
     def one(column: tuple[Array, Array]) -> tuple[Array, ...]:

@@ -1,16 +1,17 @@
-"""SparseGPT: prunes the inputs of a layer in order, each time letting the later ones make up for the error.
+"""SparseGPT: prunes the inputs of a layer in order; the weights of later inputs make up for the error so far.
 
 Notes on what differs from the paper's program, which works on (out, in) kernels:
 
 1. The factor of the inverse comes from one Cholesky factorisation and one triangular solve, with no explicit inverse.
-2. Errors are applied late at two levels, block and group, by one product each ("left-looking"): a kernel row is read
-   with all earlier errors at once. The results are the same up to rounding.
+2. An error is not applied to all later rows of the kernel at once. Each row makes up for all earlier errors when its
+   turn comes ("left-looking"), by one product for a block and one for a group. The results are the same up to rounding.
 3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
 4. A dead input's diagonal is set to the mean of the others and not to 1, so that the scale of the inputs is immaterial.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -26,26 +27,70 @@ from jaxprune.layerwise._damping import Damped, damp
 from jaxprune.typing import Gram, Kernel, Sparsity
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparseGPT:
+    """SparseGPT as a method for `oneshot.prune`; see `sparsegpt`.
+
+    Attributes:
+      block: How many inputs are decided on together, at least 1; rounded up to a multiple of `m` under N:M.
+      damping: See `damp`. Larger by default than for `sparsegpt` alone and than in the paper's program, 0.01: in a
+        whole model, a kernel that fits a few samples too closely serves other samples worse.
+      within: Which weights compete, if unstructured: those of a block, as in the paper's program, or those of a block
+        that belong to the same output.
+
+    Examples:
+      >>> from jaxprune import layerwise, oneshot
+      >>> params, x = {"kernel": jnp.ones((8, 4))}, jax.random.normal(jax.random.key(0), (64, 8))
+      >>> method = layerwise.SparseGPT(damping=0.05)
+      >>> params, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], method, sparsity=0.75)
+      >>> print(jaxprune.sparsity(params, masks))
+      0.75
+
+    References:
+      Frantar & Alistarh, 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot".
+    """
+
+    block: int = 128
+    damping: float = 0.1
+    within: Literal["block", "output"] = "block"
+
+    @property
+    def statistic(self) -> Literal["gram"]:
+        """It needs Gram matrices."""
+        return "gram"
+
+    def prepare(self, statistic: Gram) -> Damped:
+        """Factorises the Gram matrix, once for all kernels with the same inputs."""
+        return damp(statistic, damping=self.damping)
+
+    def prune(
+        self, kernel: Kernel, prepared: Damped, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+    ) -> tuple[Kernel, Bool[Array, "in out"]]:
+        """Calls `sparsegpt`."""
+        return sparsegpt(kernel, prepared, sparsity, pattern=pattern, block=self.block, within=self.within)
+
+
 def sparsegpt(
     kernel: Kernel,
     gram: Gram | Damped,
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     block: int = 128,
     damping: float = 0.01,
     within: Literal["block", "output"] = "block",
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
-    r"""Prunes one layer and adjusts what is left, so that $\lVert X W - X \hat W \rVert_F$ stays small.
+    r"""Prunes one layer and adjusts the kept weights, so that $\lVert X W - X \hat W \rVert_F$ stays small.
 
     Args:
       kernel: `(in, out)`, floating.
-      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or what `damp` made of it, which layers with the same input
+      gram: $X^\top X$ of the layer's inputs, `(in, in)`; or the result of `damp`, which layers with the same inputs
         can share.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
-      block: So many inputs are decided on together. It is rounded up to a multiple of `m`.
+      block: See `SparseGPT`.
       damping: See `damp`. A Gram matrix that is not of full rank raises it, with a warning.
-      within: Which weights compete, if unstructured: a block's, as in the paper's program, or a block's by output.
+      within: See `SparseGPT`.
 
     Returns:
       The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -54,7 +99,7 @@ def sparsegpt(
       ValueError: The shapes or the pattern do not fit, or the Gram matrix is not finite.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> x = jax.random.normal(jax.random.key(0), (64, 8))
       >>> kernel, mask = layerwise.sparsegpt(jnp.ones((8, 4)), x.T @ x, 0.75)
@@ -67,7 +112,7 @@ def sparsegpt(
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
     if block < 1:
         raise ValueError(f"`block` is a number of inputs, at least 1; got {block}. The paper takes 128.")
-    damped = gram if isinstance(gram, Damped) else damp(gram, damping)
+    damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
     inputs, outputs = kernel.shape
     block = min(block, inputs)
     if isinstance(pattern, patterns.NM):
@@ -100,7 +145,7 @@ def _sparsegpt(
         if isinstance(pattern, patterns.NM):
             return _in_order(weights, factor, pattern.m, by_group)
         padding = index * block + jnp.arange(block) >= inputs
-        # NaN is pruned first, so what pads the last block never takes the place of a weight.
+        # NaN is pruned first, so the padding of the last block never takes the place of a weight.
         scores = jnp.where(padding[:, None], jnp.nan, _saliency(weights, factor))
         return _prune(weights, factor, _choice.highest(scores, keep[index], by_output))
 
@@ -119,7 +164,7 @@ def _saliency(weights: Float[Array, "in out"], factor: Float[Array, "in in"]) ->
 def _in_order(
     weights: Float[Array, "in out"], factor: Float[Array, "in in"], size: int, prune: Callable[..., tuple[Array, ...]]
 ) -> tuple[Array, Array, Array]:
-    """Calls `prune(weights, factor, index)` on `size` inputs after another, with all errors so far made up for.
+    """Calls `prune(weights, factor, index)` on `size` inputs at a time, whose weights make up for all earlier errors.
 
     Returns:
       The pruned weights, their mask and the errors, each (in, out).
@@ -128,7 +173,7 @@ def _in_order(
     def step(index: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         _, _, errors = state
         start = index * size
-        columns = lax.dynamic_slice_in_dim(factor, start, size, axis=1)  # above what is not yet pruned, errors are 0
+        columns = lax.dynamic_slice_in_dim(factor, start, size, axis=1)  # errors of later inputs are still 0
         rows = lax.dynamic_slice_in_dim(weights, start, size) - columns.T @ errors
         results = prune(rows, lax.dynamic_slice_in_dim(columns, start, size), index)
         return tuple(lax.dynamic_update_slice_in_dim(s, r, start, 0) for s, r in zip(state, results, strict=True))

@@ -1,11 +1,11 @@
-"""Swaps weights of a mask, one pruned for one kept, as long as the layer's outputs come nearer to the dense ones.
+"""Swaps pruned weights of a mask for kept ones, as long as the layer's outputs come nearer to the dense ones.
 
-Notes on what differs from the paper, which goes by the mean and the variance of each input and trains nothing either:
+Notes on what differs from the paper, which decides by the mean and the variance of each input:
 
 1. The Gram matrix gives the exact change of the error, so a swap that would raise it is never made.
-2. A step takes the better of two candidates for each output: the weight that is best to bring back with the best one
-   to lose for it, and the weight that is best to lose with the best one to bring back. Under N:M, where a swap stays
-   within its group, it takes the best of all.
+2. A step takes the better of two swaps for each output: the weight that is best to restore, with the one that is then
+   best to remove; and the weight that is best to remove, with the one that is then best to restore. Under N:M, where
+   both weights are of one group, it takes the best of all swaps.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from jaxprune import patterns
 from jaxprune.layerwise import _choice
 from jaxprune.typing import Gram, Kernel
 
-_GAIN = 1e-5  # of an output's error: less than that is rounding
+_LEAST_GAIN = 1e-5  # of an output's error; smaller gains are rounding
 
 
 def swap(
     kernel: Kernel,
-    mask: Bool[Array, "in out"],
     gram: Gram,
+    mask: Bool[Array, "in out"],
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     steps: int = 100,
 ) -> Bool[Array, "in out"]:
@@ -38,10 +39,10 @@ def swap(
 
     Args:
       kernel: `(in, out)`, floating, before it was pruned.
-      mask: `True` = kept.
       gram: $X^\top X$ of the layer's inputs, `(in, in)`.
-      pattern: `Unstructured()`, or the `NM(n, m)` that the mask obeys and shall go on to.
-      steps: Swaps in each output at most.
+      mask: `True` = kept.
+      pattern: `Unstructured()`, or the `NM(n, m)` that the mask obeys and will still obey.
+      steps: The most swaps in each output.
 
     Returns:
       The new mask.
@@ -50,10 +51,10 @@ def swap(
       ValueError: The shapes or the pattern do not fit.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> kernel, mask = jnp.array([[1.0], [2.0]]), jnp.array([[True], [False]])
-      >>> print(layerwise.swap(kernel, mask, jnp.eye(2)))
+      >>> print(layerwise.swap(kernel, jnp.eye(2), mask))
       [[False]
        [ True]]
 
@@ -64,63 +65,75 @@ def swap(
     _choice.check_mask(kernel, mask)
     if isinstance(pattern, patterns.NM) and pattern.group > 1:
         raise ValueError(f"A swap moves one weight, and `NM(..., group={pattern.group})` several. Take `group=1`.")
-    return _swap(kernel, mask, gram, pattern, steps)
+    return _swap(kernel, gram, mask, pattern, steps)
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "steps"))
-def _swap(kernel: Kernel, mask: Bool[Array, "in out"], gram: Gram, pattern: Any, steps: int) -> Bool[Array, "in out"]:
+def _swap(kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], pattern: Any, steps: int) -> Bool[Array, "in out"]:
     dtype = _choice.working(kernel, gram)
     weights, gram = kernel.T.astype(dtype), gram.astype(dtype)
     rows = jnp.arange(weights.shape[0])
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        mask, pull, error, _, steps = state
-        back, gone, change = _best(weights, mask, pull, gram, pattern)
-        better = change < -_GAIN * error
-        back_by, gone_by = (jnp.where(better, weights[rows, i], 0)[:, None] for i in (back, gone))
-        pull = pull + back_by * gram[back] - gone_by * gram[gone]
-        swapped = mask.at[rows, back].set(True).at[rows, gone].set(False)
+        mask, products, error, _, steps = state
+        restored, removed, change = _best(weights, mask, products, gram, pattern)
+        better = change < -_LEAST_GAIN * error
+        gained, lost = (jnp.where(better, weights[rows, i], 0)[:, None] for i in (restored, removed))
+        products = products + gained * gram[restored] - lost * gram[removed]
+        swapped = mask.at[rows, restored].set(True).at[rows, removed].set(False)
         mask = jnp.where(better[:, None], swapped, mask)
-        return mask, pull, jnp.where(better, error + change, error), jnp.any(better), steps + 1
+        return mask, products, jnp.where(better, error + change, error), jnp.any(better), steps + 1
 
-    lost = jnp.where(mask.T, 0, -weights)
-    pull = lost @ gram
-    start = (mask.T, pull, jnp.sum(lost * pull, axis=1), jnp.array(True), jnp.int32(0))
+    difference = jnp.where(mask.T, 0, -weights)  # of the masked to the dense weights
+    products = difference @ gram
+    start = (mask.T, products, jnp.sum(difference * products, axis=1), jnp.array(True), jnp.int32(0))
     return lax.while_loop(lambda state: state[3] & (state[4] < steps), step, start)[0].T
 
 
 def _best(
-    weights: Float[Array, "out in"], mask: Bool[Array, "out in"], pull: Float[Array, "out in"], gram: Gram, pattern: Any
+    weights: Float[Array, "out in"],
+    mask: Bool[Array, "out in"],
+    products: Float[Array, "out in"],
+    gram: Gram,
+    pattern: Any,
 ) -> tuple[Array, Array, Array]:
-    """For each output, which weight comes back, which goes, and by how much that changes the error."""
+    """For each output, which weight to restore, which to remove, and by how much that changes the error."""
     squares = jnp.square(weights) * jnp.diagonal(gram)[None]
-    back = jnp.where(mask, jnp.inf, squares + 2 * weights * pull)
-    gone = jnp.where(mask, squares - 2 * weights * pull, jnp.inf)
+    restoring = jnp.where(mask, jnp.inf, squares + 2 * weights * products)
+    removing = jnp.where(mask, squares - 2 * weights * products, jnp.inf)
     if isinstance(pattern, patterns.NM):
-        return _best_in_groups(weights, back, gone, gram, pattern.m)
+        return _best_in_groups(weights, restoring, removing, gram, pattern.m)
     rows = jnp.arange(weights.shape[0])
-    first, last = jnp.argmin(back, axis=1), jnp.argmin(gone, axis=1)
 
-    def with_other(costs: Array, chosen: Array) -> tuple[Array, Array]:
-        together = costs - 2 * weights * weights[rows, chosen][:, None] * gram[chosen]
-        other = jnp.argmin(together, axis=1)
-        return other, together[rows, other]
+    def after(chosen: Array, costs: Array) -> tuple[Array, Array]:
+        """The best weight for the other half of a swap, and what that half costs."""
+        left = costs - 2 * weights * weights[rows, chosen][:, None] * gram[chosen]
+        best = jnp.argmin(left, axis=1)
+        return best, left[rows, best]
 
-    (goes, lower), (comes, upper) = with_other(gone, first), with_other(back, last)
-    ahead = (lower + back[rows, first]) <= (upper + gone[rows, last])
-    change = jnp.where(ahead, lower + back[rows, first], upper + gone[rows, last])
-    return jnp.where(ahead, first, comes), jnp.where(ahead, goes, last), change
+    restored, removed = jnp.argmin(restoring, axis=1), jnp.argmin(removing, axis=1)
+    removed_then, cost = after(restored, removing)
+    restoring_first = cost + restoring[rows, restored]
+    restored_then, cost = after(removed, restoring)
+    removing_first = cost + removing[rows, removed]
+    first = restoring_first <= removing_first
+    change = jnp.where(first, restoring_first, removing_first)
+    return jnp.where(first, restored, restored_then), jnp.where(first, removed_then, removed), change
 
 
 def _best_in_groups(
-    weights: Float[Array, "out in"], back: Float[Array, "out in"], gone: Float[Array, "out in"], gram: Gram, m: int
+    weights: Float[Array, "out in"],
+    restoring: Float[Array, "out in"],
+    removing: Float[Array, "out in"],
+    gram: Gram,
+    m: int,
 ) -> tuple[Array, Array, Array]:
     outputs, inputs = weights.shape
-    near = jnp.arange(inputs).reshape(-1, m)
-    products = gram[near[:, :, None], near[:, None, :]]
-    grouped, back, gone = (x.reshape(outputs, -1, m) for x in (weights, back, gone))
-    together = grouped[:, :, :, None] * grouped[:, :, None, :] * products[None]
-    change = (back[:, :, :, None] + gone[:, :, None, :] - 2 * together).reshape(outputs, -1)
+    groups = jnp.arange(inputs).reshape(-1, m)
+    grams = gram[groups[:, :, None], groups[:, None, :]]
+    grouped, restoring, removing = (x.reshape(outputs, -1, m) for x in (weights, restoring, removing))
+    pairs = grouped[:, :, :, None] * grouped[:, :, None, :] * grams[None]
+    change = (restoring[:, :, :, None] + removing[:, :, None, :] - 2 * pairs).reshape(outputs, -1)
     best = jnp.argmin(change, axis=1)
     group, place = best // m**2, best % m**2
     return group * m + place // m, group * m + place % m, change[jnp.arange(outputs), best]

@@ -1,7 +1,8 @@
-"""Wanda: removes the weights that add least to their output, and leaves the others as they are."""
+"""Wanda: removes the weights that add least to their output; the others do not change."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -14,10 +15,54 @@ from jaxprune.layerwise import _choice
 from jaxprune.typing import Kernel, Sparsity
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanda:
+    """Wanda as a method for `oneshot.prune`; see `wanda`. The fastest one: the weights that it keeps do not change.
+
+    `jaxprune.wanda` chooses by what `calibrate` measured in the dense model; with this one, each kernel is pruned for
+    the inputs that the pruned kernels before it give.
+
+    Attributes:
+      within: Which weights compete, if unstructured: those of one output, as in the paper, or all of the layer.
+
+    Examples:
+      >>> from jaxprune import layerwise, oneshot
+      >>> params, x = {"kernel": jnp.ones((8, 4))}, jax.random.normal(jax.random.key(0), (64, 8))
+      >>> params, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], layerwise.Wanda(), sparsity=0.75)
+      >>> print(jaxprune.sparsity(params, masks))
+      0.75
+
+    References:
+      Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models".
+    """
+
+    within: Literal["layer", "output"] = "output"
+
+    @property
+    def statistic(self) -> Literal["norm"]:
+        """The norms of the inputs are enough."""
+        return "norm"
+
+    def prepare(self, statistic: Float[Array, " in"]) -> Float[Array, " in"]:
+        """The norms themselves."""
+        return statistic
+
+    def prune(
+        self,
+        kernel: Kernel,
+        prepared: Float[Array, " in"],
+        sparsity: Sparsity,
+        pattern: patterns.Unstructured | patterns.NM,
+    ) -> tuple[Kernel, Bool[Array, "in out"]]:
+        """Calls `wanda`."""
+        return wanda(kernel, prepared, sparsity, pattern=pattern, within=self.within)
+
+
 def wanda(
     kernel: Kernel,
     norm: Float[Array, " in"],
     sparsity: Sparsity | None = None,
+    *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     within: Literal["layer", "output"] = "output",
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
@@ -28,7 +73,7 @@ def wanda(
       norm: Of each of the layer's inputs over all samples, `(in,)`: the root of the Gram matrix's diagonal.
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
-      within: Which weights compete, if unstructured: those of one output, as in the paper, or all.
+      within: See `Wanda`.
 
     Returns:
       The kernel, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -37,7 +82,7 @@ def wanda(
       ValueError: The shapes or the pattern do not fit.
       TypeError: The kernel is not floating, or the pattern is another one.
 
-    Example:
+    Examples:
       >>> from jaxprune import layerwise
       >>> kernel, mask = layerwise.wanda(jnp.array([[3.0, 1.0], [1.0, 2.0]]), jnp.array([0.1, 1.0]), 0.5)
       >>> print(kernel)

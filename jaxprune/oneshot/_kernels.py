@@ -1,4 +1,4 @@
-"""Between a parameter, however its axes lie, and the matrices (in, out) that products see."""
+"""Converts parameters, whatever the order of their axes, to matrices (in, out), and back."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ def restored(kernels: Shaped[Array, "stack in out"], shape: Sequence[int], use: 
 
 
 def _split(shape: Sequence[int], use: Use) -> tuple[int, ...]:
-    """The shape with the outputs of a grouped convolution as groups and outputs of each; otherwise a group of all."""
+    """The shape with one more axis, the groups of a convolution: before the outputs, or last where there is but one."""
     axis = use.outputs[0] if use.groups > 1 else len(shape)
     groups = (use.groups, shape[axis] // use.groups) if use.groups > 1 else (1,)
     return (*shape[:axis], *groups, *shape[axis + 1 :])
 
 
 def _arranged(shape: Sequence[int], use: Use) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int]]:
-    """For the split shape: the order stack, group, inputs, outputs; the sizes in it; and those of the three."""
+    """How to bring the axes of the split shape into the order stack, group, inputs, outputs.
+
+    Returns:
+      The axes in that order, their sizes in that order, and the sizes of all kernels, all inputs and all outputs.
+    """
     split = _split(shape, use)
     group = use.outputs[0] if use.groups > 1 else len(shape)
 
@@ -54,7 +58,14 @@ def _arranged(shape: Sequence[int], use: Use) -> tuple[tuple[int, ...], tuple[in
 
 
 def place(shape: Sequence[int], use: Use, starts: Sequence[int], index: int) -> tuple[int, ...]:
-    """Where in the leaf's stack the kernel with this index lies, of a part of this shape that starts there."""
+    """The indices of a kernel along the stacked axes of its leaf.
+
+    Args:
+      shape: Of a part of the leaf.
+      use: Of the leaf.
+      starts: Where the part begins along each axis of the leaf.
+      index: Of the kernel among the `matrices` of the part.
+    """
     if not use.stacked:
         return ()
     sizes = [shape[axis] for axis in use.stacked]
@@ -63,12 +74,15 @@ def place(shape: Sequence[int], use: Use, starts: Sequence[int], index: int) -> 
 
 
 def part(leaf: Any, starts: Sequence[int], shape: tuple[int, ...]) -> Any:
-    """A part of a leaf."""
+    """The part of a leaf that begins at `starts`."""
     return leaf if leaf.shape == shape else _part(leaf, [np.int32(start) for start in starts], shape)
 
 
 def replaced(leaf: Any, new: Any, starts: Sequence[int]) -> Any:
-    """A leaf with a part replaced; the leaf is used up unless all of it is."""
+    """The leaf with the part that begins at `starts` replaced by `new`.
+
+    A leaf that is replaced in part is donated: its memory is used for the result.
+    """
     return new if leaf.shape == new.shape else _replaced(leaf, new, [np.int32(start) for start in starts])
 
 
@@ -83,5 +97,5 @@ def _replaced(leaf: Any, new: Any, starts: Sequence[Any]) -> Any:
 
 
 def along_inputs(pattern: Any) -> Any:
-    """The pattern of a matrix: its inputs come first by the time it is pruned, wherever they are in the leaf."""
+    """The pattern for matrices (in, out): whichever axes of the leaf the inputs are, they come first there."""
     return dataclasses.replace(pattern, axis=None) if isinstance(pattern, patterns.NM) else pattern

@@ -1,9 +1,9 @@
-"""What can be done for a whole model whose masks are given: its kept weights re-solved, its masks refined."""
+"""Improves a whole model whose masks are given: solves for its kept weights anew, or refines the masks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 
@@ -12,7 +12,7 @@ from jaxprune._arrays import tree
 from jaxprune._masks import masking
 from jaxprune.filters import is_kernel
 from jaxprune.oneshot import _kernels, _sequential
-from jaxprune.oneshot._sequential import Method, Progress
+from jaxprune.oneshot._sequential import Options, Solver
 from jaxprune.typing import Kernel, Mask, Masks, Params, Where
 
 
@@ -24,27 +24,23 @@ def repair(
     *,
     where: Where = is_kernel,
     damping: float = 0.01,
-    propagate: bool = True,
     correction: float = 0.0,
-    mask: Callable[..., Any] | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Params:
-    """Re-solves what any masks keep, so that it makes up for what they prune: without gradients, layer by layer.
+    """Solves for the weights that any masks keep, so that they make up for the pruned ones; layer by layer.
 
     Each kernel's kept weights become the least-squares fit to the outputs of the given kernel, on the inputs that the
-    repaired kernels before it give.
+    repaired kernels before it give. No gradient is needed.
 
     Args:
       fun: The model, `fun(params, *args)`.
-      params: Before it was pruned: what the kernels are fitted to.
+      params: Of the dense model, whose outputs the kernels are fitted to.
       masks: From any strategy. They may broadcast, as those of whole channels do.
       batches: Each a tuple of the arguments of `fun`, or the one argument.
       where: Picks the leaves to repair, by `(path, leaf)`, of those that have a mask; the others are only masked.
       damping: See `layerwise.refit`.
-      propagate: Whether a kernel sees what the repaired ones before it make of the batches, or what the given ones do.
-      correction: See `jaxprune.sparsegpt`.
-      mask: `mask(*args)` says which samples count; see `calibrate`.
-      progress: Called as `progress(done, total, path)` after each kernel.
+      correction: See `oneshot.prune`; 0 by default.
+      **options: `propagate`, `valid` and `progress`; see `oneshot.prune`.
 
     Returns:
       The parameters, exactly 0 where they are pruned.
@@ -53,7 +49,7 @@ def repair(
       ValueError: A mask is not a boolean array that broadcasts against its kernel, nothing multiplies a picked leaf, or
         what does is not understood; the message names the path.
 
-    Example:
+    Examples:
       >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))}
       >>> x = jax.random.normal(jax.random.key(0), (32, 4))
       >>> fun = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
@@ -64,23 +60,12 @@ def repair(
     """
     start, given, chosen = _prepared(params, masks, where)
 
-    def solve(kernel: Kernel, gram: Any, kept: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
+    def solve(kernel: Kernel, gram: Any, mask: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         del path, place
-        return layerwise.refit(kernel, gram, kept, damping), kept
+        return layerwise.refit(kernel, gram, mask, damping=damping), mask
 
-    method = Method(_sequential.GRAM, lambda gram: gram, solve)
-    return _sequential.run(
-        fun,
-        start,
-        batches,
-        method,
-        where=chosen,
-        masks=given,
-        valid=mask,
-        propagate=propagate,
-        correction=correction,
-        progress=progress,
-    )[0]
+    solver = Solver("gram", lambda gram: gram, solve)
+    return _sequential.run(fun, start, batches, solver, where=chosen, masks=given, correction=correction, **options)[0]
 
 
 def swap(
@@ -92,31 +77,28 @@ def swap(
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     where: Where = is_kernel,
     steps: int = 100,
-    propagate: bool = True,
-    mask: Callable[..., Any] | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Params, Masks]:
-    """Refines masks by `layerwise.swap`, layer by layer; what is kept has its given value.
+    """Refines masks by `layerwise.swap`, layer by layer; the weights that are kept do not change.
 
     Args:
       fun: The model, `fun(params, *args)`.
-      params: Before it was pruned.
+      params: Of the dense model.
       masks: From any strategy; those of picked leaves have the leaf's shape.
       batches: Each a tuple of the arguments of `fun`, or the one argument.
       pattern: `Unstructured()`, or the `NM(n, m)` along the inputs that the masks obey.
       where: Picks the leaves, by `(path, leaf)`, of those that have a mask; the others are only masked.
       steps: See `layerwise.swap`.
-      propagate: Whether a kernel sees what the pruned ones before it make of the batches, or what the given ones do.
-      mask: `mask(*args)` says which samples count; see `calibrate`.
-      progress: Called as `progress(done, total, path)` after each kernel.
+      **options: `propagate`, `valid` and `progress`; see `oneshot.prune`.
 
     Returns:
-      The parameters, exactly 0 where they are pruned, and the masks. `repair` takes the masks, and what was given.
+      The parameters, exactly 0 where they are pruned, and the masks. To go on with `repair`, give it these masks and
+      the parameters of the dense model.
 
     Raises:
       ValueError: As `repair`.
 
-    Example:
+    Examples:
       >>> from jaxprune import oneshot
       >>> params = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))}
       >>> x = jax.random.normal(jax.random.key(0), (32, 4))
@@ -131,20 +113,22 @@ def swap(
     start, given, chosen = _prepared(params, masks, where)
     pattern = _kernels.along_inputs(pattern)
 
-    def solve(kernel: Kernel, gram: Any, kept: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
+    def solve(kernel: Kernel, gram: Any, mask: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         del path, place
-        refined = layerwise.swap(kernel, kept, gram, pattern, steps)
+        refined = layerwise.swap(kernel, gram, mask, pattern=pattern, steps=steps)
         return jnp.where(refined, kernel, 0), refined
 
-    method = Method(_sequential.GRAM, lambda gram: gram, solve)
-    pruned, found = _sequential.run(
-        fun, start, batches, method, where=chosen, masks=given, valid=mask, propagate=propagate, progress=progress
-    )
+    solver = Solver("gram", lambda gram: gram, solve)
+    pruned, found = _sequential.run(fun, start, batches, solver, where=chosen, masks=given, **options)
     return pruned, tree.map_with_path(lambda _, leaf, new, old: old if new is None else new, params, found, masks)
 
 
 def _prepared(params: Params, masks: Masks, where: Where) -> tuple[Params, Masks, Where]:
-    """The parameters with the masks of what is not picked applied, the picked masks whole, and what is picked."""
+    """Applies the masks of the leaves that are not picked.
+
+    Returns:
+      The parameters, the masks of the picked leaves in their full shape, and which leaves are picked.
+    """
     rows, structure = tree.flatten(params, masks, names=("masks",))
     chosen = {path for path, leaf, given in rows if given is not None and where(path, leaf)}
     whole = [_whole(path, leaf, given) if path in chosen else None for path, leaf, given in rows]

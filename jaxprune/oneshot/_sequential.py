@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,25 @@ from jaxprune import layerwise
 from jaxprune._arrays import tree
 from jaxprune._calibration import _accumulators
 from jaxprune._calibration._calibrate import ByShape
+from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use
-from jaxprune._jaxpr.roles.seen import Product, Unclear
 from jaxprune._jaxpr.staging.program import Program, Run
-from jaxprune._jaxpr.staging.stages import Look, Term, Unit
+from jaxprune._jaxpr.staging.stages import Observer, Term, Unit
 from jaxprune._jaxpr.tracing import Traced, arrays
+from jaxprune._progress import Progress, reporting
 from jaxprune.oneshot import _kernels
 from jaxprune.typing import Kernel, Mask, Masks, Params, Where
 
-Progress: TypeAlias = Callable[[int, int, str], Any]
-"""Called as `progress(done, total, path)` whenever a leaf, or one layer of a stack, is done."""
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that all drivers pass on; `oneshot.prune` documents them."""
+
+    propagate: bool
+    valid: Callable[..., Any] | None
+    progress: Progress | bool
 
 
-class Measure(NamedTuple):
+class _Measure(NamedTuple):
     """What is measured of the inputs.
 
     Attributes:
@@ -45,8 +51,8 @@ def _grams(state: _accumulators.Mean, shape: tuple[int, ...], use: Use) -> Float
     return gram.reshape(-1, *gram.shape[-2:])
 
 
-def _grams_beside(state: _accumulators.Mean, shape: tuple[int, ...], use: Use) -> Float[Array, "stack 2 in in"]:
-    pair = [one.gram for one in _accumulators.GRAM_BESIDE.finish(state, shape, use)]
+def _grams_and_crosses(state: _accumulators.Mean, shape: tuple[int, ...], use: Use) -> Float[Array, "stack 2 in in"]:
+    pair = [one.gram for one in _accumulators.GRAM_AND_CROSS.finish(state, shape, use)]
     return jnp.stack([matrix.reshape(-1, *matrix.shape[-2:]) for matrix in pair], axis=1)
 
 
@@ -56,21 +62,21 @@ def _norms(state: _accumulators.Mean, shape: tuple[int, ...], use: Use) -> Float
     return jnp.sqrt(_kernels.matrices(squares, use)[..., 0])
 
 
-GRAM, NORM = Measure(_accumulators.GRAM, _grams), Measure(_accumulators.NORM, _norms)
-_GRAM_BESIDE = Measure(_accumulators.GRAM_BESIDE, _grams_beside)
+_MEASURES = {"gram": _Measure(_accumulators.GRAM, _grams), "norm": _Measure(_accumulators.NORM, _norms)}
+_GRAM_AND_CROSS = _Measure(_accumulators.GRAM_AND_CROSS, _grams_and_crosses)
 
 
-class Method(NamedTuple):
-    """What to do with a kernel.
+class Solver(NamedTuple):
+    """What is done to each kernel.
 
     Attributes:
-      measure: Of its inputs: `GRAM` or `NORM`.
-      prepare: From that, whatever kernels with the same inputs can share.
+      statistic: What is measured of its inputs.
+      prepare: From the statistic, whatever kernels with the same inputs can share.
       solve: `solve(kernel, prepared, mask, path, place)` returns the new kernel and its mask. `mask` is what `run` was
         given; `place` says which kernel of a stack this is: an index along each stacked axis of the leaf.
     """
 
-    measure: Measure
+    statistic: Literal["gram", "norm"]
     prepare: Callable[[Array], Any]
     solve: Callable[[Kernel, Any, Mask | None, str, tuple[int, ...]], tuple[Kernel, Mask]]
 
@@ -79,32 +85,32 @@ def run(
     fun: Callable[..., Any],
     params: Params,
     batches: Iterable[Any],
-    method: Method,
+    solver: Solver,
     *,
     where: Where,
     masks: Masks = None,
-    valid: Callable[..., Any] | None = None,
-    propagate: bool = True,
     correction: float = 0.0,
-    progress: Progress | None = None,
+    propagate: bool = True,
+    valid: Callable[..., Any] | None = None,
+    progress: Progress | bool = False,
 ) -> tuple[Params, Masks]:
-    """Applies a method to every picked kernel, in the order of the program.
+    """Applies a solver to every picked kernel, in the order of the program.
 
-    All batches go through the program together, one stage after another: a stage ends where the input of a kernel that
-    has not been changed yet is known. Kernels with the same input share its statistic. Only what the rest of the
-    program needs is kept.
+    All batches go through the program together, one stage after another. A stage ends where the inputs of a kernel that
+    is still to be changed are known. Kernels with the same input share its statistic. Only what the rest of the program
+    needs is kept.
 
     Args:
-      fun: The model, `fun(params, *args)`.
+      fun: As in `oneshot.prune`, like the other arguments that are not named here.
       params: Any pytree of arrays.
       batches: Each a tuple of the arguments of `fun`, or the one argument.
-      method: What to do.
+      solver: What is done to each kernel.
       where: Picks the leaves.
-      masks: Handed to the method, for each picked leaf an array of its shape.
-      valid: `valid(*args)` says which samples count, as `mask` of `calibrate`.
-      propagate: Whether a kernel sees the outputs of the changed ones before it, or of the given ones.
-      correction: The share in `layerwise.correct`; more than 0 needs a method that measures `GRAM`, and a second run.
-      progress: Told of each kernel.
+      masks: For each picked leaf an array of its shape, which the solver is given.
+      correction: The share in `layerwise.correct`; more than 0 needs a solver that measures Gram matrices.
+      propagate: Whether kernels see what the changed ones before them give.
+      valid: Says which samples count.
+      progress: What is called after each kernel.
 
     Returns:
       The new parameters and their masks, `None` for leaves that were not picked.
@@ -115,27 +121,36 @@ def run(
     """
     if not 0 <= correction <= 1:
         raise ValueError(f"`correction` is the share of a change to make up for, in [0, 1]; got {correction}.")
-    correction = correction if propagate else 0.0  # what is not propagated changes nothing
+    correction = correction if propagate else 0.0  # without propagation the inputs do not change
     calls = _calls(fun, params, batches, where, valid, twice=correction > 0)
-    work = _Work(method, correction, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
+    work = _Work(solver, correction, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
     stages = calls[0].run.program.stages
     total = sum(len(stage.units) for stage in stages)
     given = tuple(work.leaves)
-    for number, stage in enumerate(stages):
-        for call in calls:
-            call.run.advance(number, work.leaves if propagate else given)
-            if call.reference is not None:
-                call.reference.advance(number, given)
-        work.look(number, calls, work.leaves if propagate else given, given)
-        for unit in stage.units:
-            work.change(unit)
-            if progress is not None:
-                progress(work.done, total, work.paths[unit.leaf])
-    return _filled(params, work.leaves, others=True), _filled(params, work.masks, others=False)
+    with reporting(progress) as report:
+        for number, stage in enumerate(stages):
+            current = work.leaves if propagate else given
+            for call in calls:
+                call.run.advance(number, current)
+                if call.reference is not None:
+                    call.reference.advance(number, given)
+            work.measure(number, calls, current, given)
+            for unit in stage.units:
+                work.change(unit)
+                report(work.done, total, work.paths[unit.leaf])
+    return _filled(params, work.leaves, keep_others=True), _filled(params, work.masks, keep_others=False)
 
 
 class _Call(NamedTuple):
-    """A batch: its run, perhaps one with the given kernels, which samples count, and what its shape was traced to."""
+    """The evaluation of the function for one batch.
+
+    Attributes:
+      run: With the changed kernels.
+      reference: With the given kernels, if the two are to be compared.
+      valid: Which samples count.
+      traced: The function, traced for batches of this shape.
+      picked: How each picked leaf is used in it.
+    """
 
     run: Run
     reference: Run | None
@@ -156,13 +171,13 @@ def _calls(
     calls = list[_Call]()
     for batch in batches:
         (program, traced, found), args = made(batch)
-        counted = None if valid is None else jnp.asarray(valid(*args), bool)
+        counts = None if valid is None else jnp.asarray(valid(*args), bool)
         run, *reference = (Run(program, arrays(args).values()) for _ in range(1 + twice))
-        calls.append(_Call(run, reference[0] if twice else None, counted, traced, found))
+        calls.append(_Call(run, reference[0] if twice else None, counts, traced, found))
     if not calls:
         raise ValueError("At least one batch is needed; `batches` is empty.")
     plans = {
-        tuple((stage.units, *(glance.units for glance in stage.looks)) for stage in program.stages)
+        tuple((stage.units, *(observation.units for observation in stage.observations)) for stage in program.stages)
         for program, _, _ in made.made.values()
     }
     if len(plans) > 1:
@@ -174,8 +189,8 @@ def _calls(
 
 
 @dataclasses.dataclass
-class _Seen:
-    """A statistic on its way: for which leaf's layout, and its running mean."""
+class _Measured:
+    """The running mean of a statistic, and the shape and the use of the leaves that it was measured for."""
 
     shape: tuple[int, ...]
     use: Use
@@ -183,17 +198,18 @@ class _Seen:
 
 
 class _Work:
-    """The kernels so far.
+    """The kernels and masks so far.
 
     Attributes:
-      leaves: Changed as far as the work has come.
-      masks: By leaf.
+      paths: Of the leaves.
+      leaves: The parameters; those of finished units are changed.
+      masks: By leaf, `None` where no unit is finished.
       done: How many units have been changed.
     """
 
     def __init__(
         self,
-        method: Method,
+        solver: Solver,
         correction: float,
         paths: Sequence[str],
         picked: Mapping[int, Use],
@@ -202,117 +218,127 @@ class _Work:
     ):
         self.paths, self.leaves, self.done = paths, leaves, 0
         self.masks: list[Any] = [None] * len(leaves)
-        self._method, self._picked, self._given = method, picked, arrays(masks)
-        self._correction, self._measure = correction, _GRAM_BESIDE if correction else method.measure
-        self._seen: dict[Unit, list[_Seen]] = {}
-        self._astray: dict[Unit, _accumulators.Mean] = {}
-        self._shared: tuple[list[_Seen], list[Any]] = ([], [])
+        self._solver, self._picked, self._given_masks = solver, picked, arrays(masks)
+        self._correction = correction
+        self._measure = _GRAM_AND_CROSS if correction else _MEASURES[solver.statistic]
+        self._inputs: dict[Unit, list[_Measured]] = {}
+        self._drifts: dict[Unit, _accumulators.Mean] = {}
+        self._last_prepared: tuple[list[_Measured], list[Any]] = ([], [])
 
-    def look(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any], given: Sequence[Any]) -> None:
-        """Sees what the units of a stage are multiplied by, in all batches."""
-        for place, glance in enumerate(calls[0].run.program.stages[number].looks):
-            use = self._picked[glance.look.leaf]
+    def measure(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any], given: Sequence[Any]) -> None:
+        """Measures what the units of a stage are multiplied by, in all batches."""
+        for place, observation in enumerate(calls[0].run.program.stages[number].observations):
+            use = self._picked[observation.observer.leaf]
             kind = self._measure.kind
-            mean = kind.empty(glance.look.shape, use)
+            mean = kind.empty(observation.observer.shape, use)
             for call in calls:
-                sources, look, _ = call.run.program.stages[number].looks[place]
+                sources, observer, _ = call.run.program.stages[number].observations[place]
                 try:
-                    reference = None if call.reference is None else call.reference.seen(sources, given)
-                    mean = _take(kind, look, use, mean, call.run.seen(sources, leaves), reference, call.valid)
-                except Unclear as error:
+                    reference = None if call.reference is None else call.reference.values(sources, given)
+                    mean = _take(kind, observer, use, mean, call.run.values(sources, leaves), reference, call.valid)
+                except UnsupportedProduct as error:
                     raise ValueError(
-                        f"It cannot be told what multiplies '{self.paths[look.leaf]}': {error}. Leave it out with "
+                        f"It cannot be told what multiplies '{self.paths[observer.leaf]}': {error}. Leave it out with "
                         "`where=`."
                     ) from error
-            seen = _Seen(glance.look.shape, use, mean)
-            for unit in glance.units:
-                self._seen.setdefault(unit, []).append(seen)
+            measured = _Measured(observation.observer.shape, use, mean)
+            for unit in observation.units:
+                self._inputs.setdefault(unit, []).append(measured)
         for place, term in enumerate(calls[0].run.program.stages[number].terms):
             terms = [call.run.program.stages[number].terms[place] for call in calls]
-            self._look_astray(term.unit, zip(calls, terms, strict=True), leaves, given)
+            self._measure_drift(term.unit, zip(calls, terms, strict=True), leaves, given)
 
-    def _look_astray(
-        self, unit: Unit, seen: Iterable[tuple[_Call, Term]], leaves: Sequence[Any], given: Sequence[Any]
+    def _measure_drift(
+        self, unit: Unit, terms: Iterable[tuple[_Call, Term]], leaves: Sequence[Any], given: Sequence[Any]
     ) -> None:
-        """Sees how far what a unit is added to has gone from where it was, against the unit's inputs."""
+        """Measures the change of what a unit's product is added to, summed against the unit's inputs."""
         use = self._picked[unit.leaf]
-        mean = _accumulators.BETWEEN.empty(unit.shape, use)
-        for call, term in seen:
+        mean = _accumulators.INPUTS_BY_OUTPUTS.empty(unit.shape, use)
+        for call, term in terms:
             assert call.reference is not None  # terms are only looked for to be compared
-            sources = call.run.seen(term.sources, leaves)
-            pair = call.run.seen([term.sum.added], leaves) + call.reference.seen([term.sum.added], given)
+            sources = call.run.values(term.sources, leaves)
+            pair = call.run.values([term.addend.variable], leaves) + call.reference.values(
+                [term.addend.variable], given
+            )
             try:
-                mean = _take_astray(term.look, use, term.sum.order, mean, sources, pair, call.valid)
-            except Unclear:
-                return  # it makes up for what has become of its inputs alone
-        old = self._astray.get(unit)
-        self._astray[unit] = mean if old is None else _accumulators.merge_means(old, mean)
+                mean = _take_drift(term.observer, use, term.addend.order, mean, sources, pair, call.valid)
+            except UnsupportedProduct:
+                return  # the unit then makes up for the change of its inputs alone
+        old = self._drifts.get(unit)
+        self._drifts[unit] = mean if old is None else _accumulators.merge_means(old, mean)
 
     def change(self, unit: Unit) -> None:
-        """Applies the method to the kernels of a unit."""
+        """Applies the solver to the kernels of a unit."""
         path, use, leaf = self.paths[unit.leaf], self._picked[unit.leaf], jnp.asarray(self.leaves[unit.leaf])
         starts = _starts(unit, leaf.ndim)
-        given = self._given.get(path)
+        given = self._given_masks.get(path)
         stack = _kernels.matrices(_kernels.part(leaf, starts, unit.shape), use)
         masks = None if given is None else _kernels.matrices(_kernels.part(given, starts, unit.shape), use)
-        astray = self._astray.pop(unit, None)
-        residuals = None if astray is None else _accumulators.BETWEEN.finish(astray, unit.shape, use)
+        drift = self._drifts.pop(unit, None)
+        residuals = None if drift is None else _accumulators.INPUTS_BY_OUTPUTS.finish(drift, unit.shape, use)
         results = list[tuple[Kernel, Mask]]()
-        for i, (correct, prepared) in enumerate(self._prepared(path, self._seen.pop(unit))):
-            residual, kept = (None if of is None else of[i] for of in (residuals, masks))
+        for i, (correct, prepared) in enumerate(self._prepared(path, self._inputs.pop(unit))):
+            residual, mask = (None if of is None else of[i] for of in (residuals, masks))
             kernel = _named(path, functools.partial(correct, residual=residual), stack[i])
-            rest = prepared, kept, path, _kernels.place(unit.shape, use, starts, i)
-            results.append(_named(path, self._method.solve, kernel, *rest))
+            rest = prepared, mask, path, _kernels.place(unit.shape, use, starts, i)
+            results.append(_named(path, self._solver.solve, kernel, *rest))
         if self.masks[unit.leaf] is None:
             self.masks[unit.leaf] = jnp.ones(leaf.shape, bool)
-            leaf = jnp.copy(leaf)  # the given one stays whole
+            leaf = jnp.copy(leaf)  # `replaced` overwrites what it is given, which here is the caller's
         new, chosen = (_kernels.restored(jnp.stack(column), unit.shape, use) for column in zip(*results, strict=True))
         self.leaves[unit.leaf] = _kernels.replaced(leaf, new, starts)
         self.masks[unit.leaf] = _kernels.replaced(self.masks[unit.leaf], chosen, starts)
         self.done += 1
 
-    def _prepared(self, path: str, seen: list[_Seen]) -> list[tuple[Callable[..., Kernel], Any]]:
-        """How to correct kernels, and what the method makes of a statistic; once for units that have seen the same."""
-        last, prepared = self._shared
-        if [*map(id, last)] != [*map(id, seen)]:
-            mean = functools.reduce(_accumulators.merge_means, (one.mean for one in seen))
-            statistics = self._measure.split(mean, seen[0].shape, seen[0].use)
+    def _prepared(self, path: str, inputs: list[_Measured]) -> list[tuple[Callable[..., Kernel], Any]]:
+        """For each kernel, how to correct it and what the solver prepared; units with the same inputs share these."""
+        last, prepared = self._last_prepared
+        if [*map(id, last)] != [*map(id, inputs)]:
+            mean = functools.reduce(_accumulators.merge_means, (one.mean for one in inputs))
+            statistics = self._measure.split(mean, inputs[0].shape, inputs[0].use)
             prepared = [self._prepare(path, statistic) for statistic in statistics]
-            self._shared = seen, prepared
+            self._last_prepared = inputs, prepared
         return prepared
 
     def _prepare(self, path: str, statistic: Array) -> tuple[Callable[..., Kernel], Any]:
         if not self._correction:
-            return lambda kernel, residual: kernel, _named(path, self._method.prepare, statistic)
+            return lambda kernel, residual: kernel, _named(path, self._solver.prepare, statistic)
         gram, cross = statistic
         correct = functools.partial(layerwise.correct, gram=gram, cross=cross, share=self._correction)
-        return correct, _named(path, self._method.prepare, gram)
+        return correct, _named(path, self._solver.prepare, gram)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _take(
-    kind: _accumulators.Kind, look: Look, use: Use, mean: Any, seen: Sequence[Any], reference: Any, valid: Any
+    kind: _accumulators.Kind, observer: Observer, use: Use, mean: Any, seen: Sequence[Any], reference: Any, valid: Any
 ) -> Any:
     def record(product: Product, mean: Any) -> Any:
         if reference is None:
             return kind.take(mean, product, use, valid)
-        return kind.take(mean, product, use, valid, look.product(reference) or product)
+        return kind.take(mean, product, use, valid, observer.product(reference) or product)
 
-    return look.take(mean, seen, record)
+    return observer.take(mean, seen, record)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _take_astray(
-    look: Look, use: Use, order: tuple[int, ...], mean: Any, seen: Sequence[Any], pair: Sequence[Any], valid: Any
+def _take_drift(
+    observer: Observer,
+    use: Use,
+    order: tuple[int, ...],
+    mean: Any,
+    seen: Sequence[Any],
+    pair: Sequence[Any],
+    valid: Any,
 ) -> Any:
     now, before = (added.astype(jnp.float32).transpose(order) for added in pair)
-    product = look.product(seen)
+    product = observer.product(seen)
     assert product is not None  # only products have sums
-    return _accumulators.BETWEEN.take(mean, dataclasses.replace(product, result=before - now), use, valid)
+    changed = dataclasses.replace(product, result=before - now)
+    return _accumulators.INPUTS_BY_OUTPUTS.take(mean, changed, use, valid)
 
 
 def _named(path: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a function, and puts the path before what it says."""
+    """Calls a function, and puts the path before its errors and warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -329,7 +355,7 @@ def _starts(unit: Unit, rank: int) -> tuple[int, ...]:
     return tuple(starts.get(axis, 0) for axis in range(rank))
 
 
-def _filled(params: Params, values: Sequence[Any], others: bool) -> Any:
-    """The tree with other values in place of its arrays; what is no array stays, or becomes `None`."""
+def _filled(params: Params, values: Sequence[Any], keep_others: bool) -> Any:
+    """The tree with other values in place of its arrays; other leaves are kept, or become `None`."""
     rest = iter(values)
-    return jax.tree.map(lambda leaf: next(rest) if tree.is_array(leaf) else (leaf if others else None), params)
+    return jax.tree.map(lambda leaf: next(rest) if tree.is_array(leaf) else (leaf if keep_others else None), params)

@@ -14,10 +14,10 @@ from jaxprune.typing import Params, Scores, Where
 
 
 def grasp(loss: Callable[[Params], Float[Array, ""]], params: Params, *, where: Where = is_kernel) -> Scores:
-    r"""Scores each weight by $w \cdot (H g)$, which its removal would take from the squared gradient norm.
+    r"""Scores each weight by $w \cdot (H g)$: to first order, half of what its removal takes from $\lVert g \rVert^2$.
 
-    One Hessian-vector product, by forward over reverse differentiation. The paper's score is the negative of this one,
-    since it removes the highest.
+    It takes one Hessian-vector product, by forward over reverse differentiation. The paper's score is the negative of
+    this one, since it removes the highest.
 
     Args:
       loss: From parameters to a scalar, on a batch of training data. The paper divides logits by a temperature of 200

@@ -14,12 +14,12 @@ from jaxprune.typing import Params, Scores, Where
 def magnitude(params: Params, *, norm: Literal["l1", "l2"] = "l1", where: Where = is_kernel) -> Scores:
     r"""Scores each weight by its size.
 
-    Single weights rank the same under both norms. A block or channel is scored by the mean over its weights, so
+    Single weights rank the same under both norms. The score of a block or channel is the mean over its weights, so
     `"l1"`, $|w|$, ranks it by its L1 norm and `"l2"`, $w^2$, by its L2 norm.
 
     Args:
       params: Any pytree.
-      norm: What is averaged over a group.
+      norm: Whether a weight scores $|w|$ or $w^2$.
       where: Picks the leaves; the rest get `None`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What scores from statistics share: kernels and their statistics, checked, side by side."""
+"""Maps over kernels and their statistics, which are checked to belong together."""
 
 from __future__ import annotations
 

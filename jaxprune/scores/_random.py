@@ -33,5 +33,5 @@ def _drawn(key: PRNGKey, leaf: Any) -> Any:
     scores = jax.random.uniform(key, leaf.shape)
     if isinstance(leaf, jax.ShapeDtypeStruct) or not tree.is_floating(leaf):
         return scores
-    # NaN goes first, as under any other criterion. On a mesh this also puts the scores where the leaf lies.
+    # NaN is pruned first, as under any other criterion. On a mesh this also gives the scores the leaf's sharding.
     return jnp.where(jnp.isnan(leaf), jnp.nan, scores)

@@ -1,4 +1,4 @@
-"""Variance: an output that is always the same says nothing."""
+"""Variance: an output that hardly varies carries little information."""
 
 from __future__ import annotations
 

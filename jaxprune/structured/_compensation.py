@@ -1,4 +1,4 @@
-"""Folds the mean of what masks take from a kernel into the bias that follows it."""
+"""Puts the mean of what masked weights added to a kernel's output into the bias that follows."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
     """
     rows, structure = tree.flatten(params, masked, statistics, names=("masked parameters", "tree `compensate`"))
     leaves = {path: leaf for path, leaf, _, _ in rows}
-    for path, leaf, left, mean in rows:
+    for path, leaf, masked_leaf, mean in rows:
         consumer = coupling.consumers.get(path)
-        if mean is None or consumer is None or left is leaf:
+        if mean is None or consumer is None or masked_leaf is leaf:
             continue
         xp, dtype = np if host(leaf)[1] else jnp, tree.promote(leaf.dtype, jnp.float32)
-        lost = xp.asarray(leaf).astype(dtype) - xp.asarray(left).astype(dtype)
+        lost = xp.asarray(leaf).astype(dtype) - xp.asarray(masked_leaf).astype(dtype)
         change = lost * _spread(path, xp.asarray(_means(mean)).astype(dtype), leaf.shape, consumer, xp)
         for bias in consumer.biases:
             leaves[bias.path] = _added(leaves[bias.path], change, bias)
@@ -76,7 +76,7 @@ def _spread(path: str, mean: Any, shape: Sequence[int], consumer: Consumer, xp: 
 
 
 def _added(leaf: Any, change: Any, bias: Bias) -> Any:
-    """The bias with the change summed over what it does not tell apart."""
+    """The bias plus the change, which is summed over the kernel's axes that the bias does not have."""
     array, on_host = host(leaf)
     along = [axis for axis in bias.axes if axis >= 0]
     total = change.sum(tuple(axis for axis in range(change.ndim) if axis not in along))
@@ -87,7 +87,7 @@ def _added(leaf: Any, change: Any, bias: Bias) -> Any:
 
 
 def uncompensated(coupling: Coupling, plan: Plan, params: Params, statistics: Statistics) -> dict[str, list[str]]:
-    """Why the mean of what a plan removes went nowhere, for each group where it did, by the group's name.
+    """Why the mean of what a plan removes is in no bias, for each group where that is so, by the group's name.
 
     Args:
       coupling: From `couple`.
@@ -114,6 +114,6 @@ def _removed(group: Group, coupling: Coupling, plan: Plan) -> bool:
     """Does the plan remove units of a group?"""
     member = group.members[0]
     units, leaf = coupling.units[member.path][member.axis], plan.leaves[member.path]
-    mine = np.flatnonzero((units >= group.start) & (units < group.start + group.width))
+    owned = np.flatnonzero(group.owns(units))
     kept = leaf.keep.get(member.axis)
-    return kept is not None and any(not np.isin(mine, row).all() for row in np.atleast_2d(kept))
+    return kept is not None and any(not np.isin(owned, row).all() for row in np.atleast_2d(kept))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.coupling.biases import Consumer, consumers
 from jaxprune._jaxpr.coupling.choice import by_split
+from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason
 from jaxprune._jaxpr.coupling.label_pass import Axes, propagate, updated_leaves
-from jaxprune._jaxpr.coupling.labels import without_rule
 from jaxprune._jaxpr.coupling.values import Labeling, Split
 from jaxprune._jaxpr.tracing import Traced, trace
 from jaxprune.typing import Params, Where
@@ -56,6 +57,14 @@ class Group:
     stack: int | None = None
     layers: int = 1
 
+    def owns(self, units: Units) -> Bool[np.ndarray, "_"]:
+        """Which positions of an axis belong to a unit of this group.
+
+        Args:
+          units: From `Coupling.units`, of the axis.
+        """
+        return (units >= self.start) & (units < self.start + self.width)
+
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
@@ -80,7 +89,7 @@ class Coupling:
       products: Multiply-accumulates of one call: sum over terms of `times` the product of the factors.
       updated: Paths of leaves that the function also returns with new values, and where.
       consumers: Per path of a kernel that a contraction multiplies by: along which axes, and the biases that follow.
-      semantics: "masked" if removing units is exact, "small" if sums over removed positions were let pass.
+      semantics: "masked" if removing units is exact; "small" if it changes sums over the removed positions.
     """
 
     groups: tuple[Group, ...]
@@ -123,8 +132,7 @@ class Coupling:
             slices = ", ".join(f"{m.path}[{m.axis}]" for m in group.members)
             width = f"{group.layers} x {group.width}" if group.stack is not None else str(group.width)
             rows.append((group.name, width, f"{slope:,.0f}", slices))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join([a.ljust(widths[0]), b.rjust(widths[1]), c.rjust(widths[2]), d]) for a, b, c, d in rows]
+        lines = _text.aligned(rows, "lrrl")
         lines += ["", "kept whole:"] if self.frozen else []
         lines += [f"  {path}[{axis}]: {reason}" for (path, axis), reason in self.frozen.items()]
         return "\n".join(lines)
@@ -153,7 +161,8 @@ def couple(
         position of every head. A callable decides per place, from a `Split`.
       protect: Picks leaves of which no axis may be pruned.
       semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one (a two-pass
-        variance over a pruned axis); "small" lets those pass, for `shrink(..., semantics="small")`.
+        variance over a pruned axis); "small" lets those pass, and a shrunk model's means and variances over a pruned
+        axis divide by what is left of it, as those of a model configured to be smaller would.
 
     Returns:
       The coupling; print it.
@@ -161,7 +170,7 @@ def couple(
     Raises:
       ValueError: `split` is or returns something else than "outer" or "inner".
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from jaxprune import couple
       >>> def mlp(params, x):
@@ -178,79 +187,85 @@ def couple(
     traced = trace(fun, params, *args)
     shielded = {i for i, p in enumerate(traced.paths) if protect is not None and protect(p, traced.leaves[i])}
 
-    def leaf_labels(forest: Any, index: int) -> Axes:
+    def label_leaf(forest: Forest, index: int) -> Axes:
         shape = traced.leaves[index].shape
         if index in shielded:
             return [forest.frozen(n, "protected") for n in shape]
         return [forest.fresh(n, tag=1) for n in shape]
 
-    labeling, own = propagate(traced, leaf_labels, by_split(split), exact=semantics == "masked")
-    coupling = _summarise(traced, labeling, own, semantics)
-    _warn(coupling)
+    labeling, leaf_labels = propagate(traced, label_leaf, by_split(split), exact=semantics == "masked")
+    coupling, reasons = _summarise(traced, labeling, leaf_labels, semantics)
+    _warn(reasons)
     return coupling
 
 
-def _warn(coupling: Coupling) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for (path, axis), reason in coupling.frozen.items():
-        by_reason.setdefault(reason, []).append(f"'{path}' axis {axis}")
-    for reason, places in by_reason.items():
-        primitive = reason.split("'")[1] if reason.startswith("'") else ""
-        if reason == without_rule(primitive):
-            warnings.warn(
-                f"`couple` does not know the primitive {reason.split()[0]}, so it keeps whole what it touches: "
-                f"{', '.join(places)}.",
-                stacklevel=3,
-            )
+def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
+    """Warns of every primitive without a rule, once, with all the axes that it keeps whole."""
+    touched: dict[str, list[str]] = {}
+    for (path, axis), reason in reasons.items():
+        if isinstance(reason, NoRule):
+            touched.setdefault(reason.primitive, []).append(f"'{path}' axis {axis}")
+    for primitive, places in touched.items():
+        warnings.warn(
+            f"`couple` does not know the primitive '{primitive}', so it keeps whole what it touches: "
+            f"{', '.join(places)}.",
+            stacklevel=3,
+        )
 
 
-def _summarise(traced: Traced, labeling: Labeling, own: list[Axes], semantics: Semantics) -> Coupling:
+def _summarise(
+    traced: Traced, labeling: Labeling, leaf_labels: Sequence[Axes], semantics: Semantics
+) -> tuple[Coupling, dict[tuple[str, int], Reason]]:
+    """The coupling that a label pass found, and the reasons of what is frozen.
+
+    Each set of labels that may be pruned is a unit. Units with equally many positions on each axis of each leaf form a
+    group; a signature, the sum of a hash of each such count, finds them without comparing units in pairs.
+    """
     forest = labeling.forest
-    roots = {(i, a): forest.find(np.asarray(x)) for i, axes in enumerate(own) for a, x in enumerate(axes)}
+    roots = {(i, a): forest.find(np.asarray(x)) for i, axes in enumerate(leaf_labels) for a, x in enumerate(axes)}
     signature = np.zeros(forest.size, np.uint64)
-    open_ = (forest.reason[: forest.size] == 0) & (forest.parent[: forest.size] == np.arange(forest.size))
     for place, found in enumerate(roots.values()):
         unique, counts = np.unique(found, return_counts=True)
         signature[unique] += _hash(place, counts)
-    signature[~open_] = 0
+    signature[forest.reason[: forest.size] != 0] = 0
     owned = np.flatnonzero(signature)
-    groups: dict[int, np.ndarray] = {}
-    names, group_of_owned, sizes = np.unique(signature[owned], return_inverse=True, return_counts=True)
-    members = owned[np.argsort(group_of_owned, kind="stable")]
+    keys, key_of_owned, sizes = np.unique(signature[owned], return_inverse=True, return_counts=True)
+    by_key = owned[np.argsort(key_of_owned, kind="stable")]
     ends = np.cumsum(sizes)
-    for name, start, end in zip(names.tolist(), ends - sizes, ends, strict=True):
-        groups[name] = members[start:end]
-    rank = {index: position for position, index in enumerate(labeling.used)}
-    places_of = _places(roots, signature, groups)
-    ordered = sorted(groups, key=lambda s: min((rank.get(i, len(rank)), a) for i, a in places_of[s]))
+    units_of = {key: by_key[start:end] for key, start, end in zip(keys.tolist(), ends - sizes, ends, strict=True)}
+    read_order = {index: position for position, index in enumerate(labeling.used)}
+    places_of = _places(roots, signature, units_of)
+    ordered = sorted(units_of, key=lambda key: min((read_order.get(i, len(read_order)), a) for i, a in places_of[key]))
     unit_of, start, result = np.zeros(forest.size, np.int32), 1, []
     escaped = _escaped(labeling)
-    for name in ordered:
-        units = groups[name]
+    for key in ordered:
+        units = units_of[key]
         unit_of[units] = np.arange(start, start + len(units))
-        stack = _stack(labeling, places_of[name], escaped, units)
-        result.append(_group(traced, labeling, rank, places_of[name], start, len(units), stack))
+        stack = _stack(labeling, places_of[key], escaped, units)
+        result.append(_group(traced, labeling, read_order, places_of[key], start, len(units), stack))
         start += len(units)
     result = _unique(result)
     group_of_unit = np.zeros(start, np.int32)
     for i, group in enumerate(result):
         group_of_unit[group.start : group.start + group.width] = i
-    units_by_path, frozen = {}, {}
+    units_by_path: dict[str, tuple[Units, ...]] = {}
+    reasons: dict[tuple[str, int], Reason] = {}
     for i, path in enumerate(traced.paths):
-        axes = tuple(unit_of[roots[i, a]] for a in range(len(own[i])))
+        axes = tuple(unit_of[roots[i, a]] for a in range(len(leaf_labels[i])))
         units_by_path[path] = axes
         for a, units in enumerate(axes):
             if (units == 0).any():
-                frozen[path, a] = forest.why(int(roots[i, a][np.flatnonzero(units == 0)[0]]))
-    return Coupling(
+                reasons[path, a] = forest.why(int(roots[i, a][np.flatnonzero(units == 0)[0]]))
+    coupling = Coupling(
         groups=tuple(result),
         units=units_by_path,
-        frozen=frozen,
+        frozen={place: str(reason) for place, reason in reasons.items()},
         products=_products(labeling, unit_of, group_of_unit, result),
         updated={traced.paths[i]: traced.outputs[o] for o, i in updated_leaves(traced).items()},
         consumers=consumers(traced),
         semantics=semantics,
     )
+    return coupling, reasons
 
 
 def _hash(place: int, counts: np.ndarray) -> np.ndarray:
@@ -265,25 +280,26 @@ def _hash(place: int, counts: np.ndarray) -> np.ndarray:
 
 
 def _places(
-    roots: dict[tuple[int, int], np.ndarray], signature: np.ndarray, groups: dict[int, np.ndarray]
+    roots: dict[tuple[int, int], np.ndarray], signature: np.ndarray, units_of: dict[int, np.ndarray]
 ) -> dict[int, list[tuple[int, int]]]:
-    places: dict[int, list[tuple[int, int]]] = {name: [] for name in groups}
+    """For each signature, the (leaf, axis) pairs that its units own positions of."""
+    places: dict[int, list[tuple[int, int]]] = {key: [] for key in units_of}
     for place, found in roots.items():
-        for name in np.unique(signature[found]).tolist():
-            if name in places:
-                places[name].append(place)
+        for key in np.unique(signature[found]).tolist():
+            if key in places:
+                places[key].append(place)
     return places
 
 
 def _escaped(labeling: Labeling) -> np.ndarray:
-    """Roots seen outside scans."""
-    seen = np.zeros(labeling.forest.size, bool)
+    """Which roots have labels outside the bodies of scans."""
+    escaped = np.zeros(labeling.forest.size, bool)
     done: set[int] = set()
     for labels in labeling.escaped:
         if id(labels) not in done:
             done.add(id(labels))
-            seen[labeling.forest.find(np.asarray(labels))] = True
-    return seen
+            escaped[labeling.forest.find(np.asarray(labels))] = True
+    return escaped
 
 
 def _stack(
@@ -302,14 +318,14 @@ def _stack(
 def _group(
     traced: Traced,
     labeling: Labeling,
-    rank: dict[int, int],
+    read_order: dict[int, int],
     places: list[tuple[int, int]],
     start: int,
     width: int,
     stack: tuple[int, int] | None,
 ) -> Group:
     members = [Member(traced.paths[i], a, (i, a) in labeling.contracted) for i, a in places]
-    read = [rank.get(i, len(rank)) for i, _ in places]
+    read = [read_order.get(i, len(read_order)) for i, _ in places]
     rows = sorted(zip(members, places, read, strict=True), key=lambda row: (row[2], row[1]))
     produces = [m.path for m, (i, _), _ in rows if not m.contracted and len(traced.leaves[i].shape) > 1]
     name = produces[0] if produces else rows[0][0].path
@@ -318,7 +334,7 @@ def _group(
 
 
 def _unique(groups: list[Group]) -> list[Group]:
-    """Names groups apart: a leaf that produces several is named with the axis of each."""
+    """Makes names unique: where a leaf produces several groups, the axis is added, and then a number."""
     names = [group.name for group in groups]
     if len(set(names)) == len(names):
         return groups

@@ -87,7 +87,7 @@ def macs(coupling: Coupling, fraction: float) -> Fitted:
 
 
 def latency(coupling: Coupling, seconds: float, table: Mapping[str, Sequence[float]], other: float = 0.0) -> Fitted:
-    """Keeps a measured latency.
+    """Keeps at most a latency, as a table of measurements predicts it.
 
     Args:
       coupling: From `couple`.

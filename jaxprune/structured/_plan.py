@@ -50,9 +50,9 @@ class Plan:
 
     Attributes:
       leaves: Every array leaf of the parameters, pruned or not.
-      semantics: "masked" (equal to the masked model) or "small" (sums divided by the smaller widths).
+      semantics: "masked" (equal to the masked model) or "small" (means over a pruned axis divide by its small width).
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp, numpy as np
       >>> plan = Plan({"kernel": LeafPlan((2, 3), {1: np.array([0, 2])})})
       >>> print(plan.take({"kernel": jnp.arange(6).reshape(2, 3)})["kernel"])
@@ -162,11 +162,16 @@ class Plan:
                 return found[0]
         return None
 
-    def _take_leaf(self, path: str, leaf: Any) -> Any:
+    def _plan_of(self, path: str, leaf: Any, *, small: bool) -> LeafPlan | None:
+        """The plan of the parameter that a leaf of full or small size mirrors; `None` if there is nothing to change."""
         name = self._match(path)
         if name is None or not tree.is_array(leaf) or not self.leaves[name].keep:
-            return leaf
-        plan = _reduced(path, leaf.shape, self.leaves[name], self.leaves[name].shape)
+            return None
+        plan = self.leaves[name]
+        return _reduced(path, leaf.shape, plan, plan.small if small else plan.shape)
+
+    def _take_leaf(self, path: str, leaf: Any) -> Any:
+        plan = self._plan_of(path, leaf, small=False)
         if plan is None:
             return leaf
         keep = {axis: kept for axis, kept in plan.keep.items() if leaf.shape[axis] != 1 or plan.shape[axis] == 1}
@@ -180,10 +185,7 @@ class Plan:
         return jax.device_put(array) if on_host and isinstance(leaf, jax.Array) else array
 
     def _put_leaf(self, path: str, leaf: Any, fill: float) -> Any:
-        name = self._match(path)
-        if name is None or not tree.is_array(leaf) or not self.leaves[name].keep:
-            return leaf
-        plan = _reduced(path, leaf.shape, self.leaves[name], self.leaves[name].small)
+        plan = self._plan_of(path, leaf, small=True)
         if plan is None:
             return leaf
         array = jnp.asarray(leaf)
@@ -239,9 +241,9 @@ def _without(plan: LeafPlan, axis: int) -> LeafPlan:
 
 
 def host(leaf: Any) -> tuple[Any, bool]:
-    """A NumPy view of an array in host memory: taking from it compiles nothing."""
-    if isinstance(leaf, np.ndarray):
-        return leaf, True
+    """The array, as a NumPy view if it is in host memory, and whether it is: nothing is compiled to index a view."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf), True
     if isinstance(leaf, Tracer) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf, False
     devices = list(leaf.devices())

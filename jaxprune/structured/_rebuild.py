@@ -16,7 +16,7 @@ from jaxprune._jaxpr.coupling.values import Labeling
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation
 from jaxprune._jaxpr.shrinking.rules import RULES
 from jaxprune._jaxpr.tracing import Traced, trace
-from jaxprune._jaxpr.walker import opened
+from jaxprune._jaxpr.walker import jaxpr_and_constants
 from jaxprune.structured._plan import Plan
 
 _KEPT = 1
@@ -32,20 +32,20 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
     traced = trace(fun, full, *args)
     removed: list[np.ndarray] = [np.array([False]), np.array([False])]
     tags: dict[bytes, int] = {}
-    given: dict[int, Axes] = {}
+    given_tags: dict[int, Axes] = {}
 
-    def leaf_labels(forest: Forest, index: int) -> Axes:
+    def label_leaf(forest: Forest, index: int) -> Axes:
         leaf = plan.leaves[traced.paths[index]]
         labels = [_tagged(forest, n, leaf.keep.get(axis), removed, tags) for axis, n in enumerate(leaf.shape)]
-        given[index] = [forest.tag[axis_labels] for axis_labels in labels]
+        given_tags[index] = [forest.tag[axis_labels] for axis_labels in labels]
         return labels
 
     exact = plan.semantics == "masked"
-    labeling, own = propagate(traced, leaf_labels, by_removal(_KEPT), exact=exact, keep=True)
-    check(traced, labeling, own, given, plan)
+    labeling, leaf_labels = propagate(traced, label_leaf, by_removal(_KEPT), exact=exact, keep=True)
+    _check(traced, labeling, leaf_labels, given_tags, plan)
     assert labeling.frame is not None
     evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [leaf for leaf in jax.tree.leaves(params) if tree.is_array(leaf)]
     inputs = [leaf for leaf in jax.tree.leaves(args) if tree.is_array(leaf)]
     outputs = evaluation.run(jaxpr, constants, [*leaves, *inputs])
@@ -87,10 +87,12 @@ def _tagged(
     return labels
 
 
-def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], given: Mapping[int, Axes], plan: Plan) -> None:
+def _check(
+    traced: Traced, labeling: Labeling, leaf_labels: Sequence[Axes], given_tags: Mapping[int, Axes], plan: Plan
+) -> None:
     """Refuses a plan that removes what must stay, or cuts through what belongs together."""
     forest = labeling.forest
-    for index, axes in enumerate(own):
+    for index, axes in enumerate(leaf_labels):
         for axis, keep in plan.leaves[traced.paths[index]].keep.items():
             stays = [np.isin(np.arange(len(axes[axis])), kept) for kept in np.atleast_2d(keep)]
             bad = np.flatnonzero(~np.all(stays, axis=0) & forest.is_frozen(axes[axis]))
@@ -99,24 +101,26 @@ def check(traced: Traced, labeling: Labeling, own: Sequence[Axes], given: Mappin
                     f"The plan removes index {bad[0]} of axis {axis} of '{traced.paths[index]}', which must stay: "
                     f"{forest.why(int(axes[axis][bad[0]]))}. Make the plan from a coupling of the same function."
                 )
-    for index, axes in enumerate(own):
+    for index, axes in enumerate(leaf_labels):
         for axis, labels in enumerate(axes):
-            bad = np.flatnonzero(given[index][axis] != forest.tags(labels))
+            bad = np.flatnonzero(given_tags[index][axis] != forest.tags(labels))
             if len(bad):
                 first = f"index {bad[0]} of axis {axis} of '{traced.paths[index]}'"
-                second = _place(traced, own, given, forest, int(labels[bad[0]]))
+                second = _place(traced, leaf_labels, given_tags, forest, int(labels[bad[0]]))
                 raise ValueError(
                     f"The plan does not treat {first} and {second} alike, which the function ties. "
                     "Make the plan with `shrink` from a coupling of the same function."
                 )
 
 
-def _place(traced: Traced, own: Sequence[Axes], given: Mapping[int, Axes], forest: Forest, label: int) -> str:
-    """Where a label is tied to a position with the tag that won."""
+def _place(
+    traced: Traced, leaf_labels: Sequence[Axes], given_tags: Mapping[int, Axes], forest: Forest, label: int
+) -> str:
+    """A position that is tied to a label and was given the tag that their set now has."""
     root = forest.find(np.array([label], np.int32))
-    for index, axes in enumerate(own):
+    for index, axes in enumerate(leaf_labels):
         for axis, labels in enumerate(axes):
-            found = np.flatnonzero((forest.find(labels) == root) & (given[index][axis] == forest.tag[root]))
+            found = np.flatnonzero((forest.find(labels) == root) & (given_tags[index][axis] == forest.tag[root]))
             if len(found):
                 return f"index {found[0]} of axis {axis} of '{traced.paths[index]}'"
     return "an activation"

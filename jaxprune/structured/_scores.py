@@ -6,18 +6,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Float
 
 from jaxprune._arrays import tree
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling, Group, Member
+from jaxprune.structured._plan import host
 from jaxprune.typing import Params, Scores, Where
 
 Aggregate: TypeAlias = Literal["mean", "sum", "max"]
+"""How the scores of the slices of a unit are combined into one."""
+Norm: TypeAlias = Literal["l1", "l2"]
 UnitArray: TypeAlias = Float[Any, "..."]
 """`(width,)`, or `(layers, width)` where each layer of a scan may keep its own units."""
 
@@ -44,14 +45,14 @@ def of_slices(
       ValueError: No leaf of a group has scores; the message names the group.
     """
     leaves = {path: _float32(score) for path, score in tree.flatten(scores)[0] if tree.is_array(score)}
-    return _of_leaves(leaves, coupling, "as they are", aggregate, normalize)
+    return _of_leaves(leaves, coupling, None, aggregate, normalize)
 
 
 def of_norms(
     params: Params,
     coupling: Coupling,
     *,
-    norm: Literal["l1", "l2"] = "l2",
+    norm: Norm = "l2",
     where: Where = is_kernel,
     aggregate: Aggregate = "mean",
     normalize: bool = True,
@@ -71,10 +72,10 @@ def of_norms(
 
 
 def _of_leaves(
-    leaves: Mapping[str, Any], coupling: Coupling, measure: str, aggregate: Aggregate, normalize: bool
+    leaves: Mapping[str, Any], coupling: Coupling, norm: Norm | None, aggregate: Aggregate, normalize: bool
 ) -> UnitScores:
     xp = _namespace(leaves.values())
-    found = {group.name: _pool(group, leaves, coupling, measure, aggregate, xp) for group in coupling.groups}
+    found = {group.name: _pool(group, leaves, coupling, norm, aggregate, xp) for group in coupling.groups}
     return UnitScores({name: _normalized(x, xp) if normalize else x for name, x in found.items()})
 
 
@@ -94,11 +95,11 @@ def geometric_median(params: Params, coupling: Coupling, *, where: Where = is_ke
     found = {}
     for group in coupling.groups:
         total: Any = None
-        for values, places in _slices(group, leaves, coupling, produced_only=True):
+        for values, places in _slices(group, leaves, coupling):
             rows = xp.moveaxis(values, (0, -1), (-2, -1))
             for place in _rounds(places, group.width):
                 part = rows[..., place]
-                part = part.reshape(part.shape[0] if group.stack is not None else 1, -1, group.width)
+                part = part.reshape(group.layers, -1, group.width)
                 squares = (part * part).sum(1)
                 products = xp.einsum("lrm,lrn->lmn", part, part)
                 distances = squares[:, :, None] + squares[:, None, :] - 2 * products
@@ -121,7 +122,7 @@ def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
     Raises:
       ValueError: A group's units are put out by no leaf that has values; the message names the group.
 
-    Example:
+    Examples:
       >>> def mlp(params, x):
       ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
       >>> params = {"first": jnp.array([[3.0, 1.0], [0.0, 1.0]]), "second": jnp.ones((2, 2))}
@@ -135,101 +136,92 @@ def of_outputs(values: Params, coupling: Coupling) -> UnitScores:
     xp = _namespace(leaves.values())
     found = {}
     for group in coupling.groups:
-        rows, count = group.layers if group.stack is not None else 1, 0
-        sums = xp.zeros((rows, group.width), np.float32)
+        sums, count = xp.zeros((group.layers, group.width), np.float32), 0
         for member in group.members:
             axes = coupling.units[member.path]
             units = axes[member.axis]
             value = None if member.contracted else leaves.get(member.path)
-            if value is None or not _tells_apart(value, axes, member):
+            if value is None or not _is_per_position(value, axes, member):
                 continue
-            mine = _mine(units, group)
+            owned = group.owns(units)
             pooled = value if value.shape == units.shape else value.mean(_others(value.ndim, member, group))
-            pooled = xp.broadcast_to(_rows_first(pooled, member, group), (rows, len(units)))
-            sums = _add(sums, units[mine] - group.start, pooled[:, mine], xp)
-            count += int(mine.sum()) // group.width
+            pooled = xp.broadcast_to(_layers_first(pooled, member, group), (group.layers, len(units)))
+            sums = _add(sums, units[owned] - group.start, pooled[:, owned], xp)
+            count += int(owned.sum()) // group.width
         if not count:
             raise ValueError(f"No leaf with values puts out the units of '{group.name}'. Leave it out with `protect=`.")
         found[group.name] = _normalized((sums if group.stack is not None else sums[0]) / count, xp)
     return UnitScores(found)
 
 
-def _tells_apart(value: Any, axes: tuple[np.ndarray, ...], member: Member) -> bool:
-    """Whether values of a leaf are one per position of a member's axis, alone or at the rank of the leaf."""
+def _is_per_position(value: Any, axes: tuple[np.ndarray, ...], member: Member) -> bool:
+    """Whether there is a value for each position of a member's axis, in one axis or at the rank of the leaf."""
     positions = len(axes[member.axis])
     return value.shape == (positions,) or (value.ndim == len(axes) and value.shape[member.axis] == positions)
 
 
 def _others(rank: int, member: Member, group: Group) -> tuple[int, ...]:
-    """The axes of a leaf along which neither units nor layers lie."""
+    """The axes of a leaf that are neither the units' nor the layers'."""
     return tuple(axis for axis in range(rank) if axis not in (member.axis, group.stack))
 
 
-def _rows_first(pooled: Any, member: Member, group: Group) -> Any:
-    """`(layers, positions)`, or one row, from what is left of a leaf without its other axes."""
+def _layers_first(pooled: Any, member: Member, group: Group) -> Any:
+    """What is left of a leaf without its other axes, as `(layers, positions)`; one row if it is not stacked."""
     if pooled.ndim == 1:
         return pooled[None]
     return pooled.T if group.stack is not None and group.stack > member.axis else pooled
 
 
-def _reduced(values: Any, rest: tuple[int, ...], measure: str, aggregate: Aggregate, xp: Any) -> Any:
-    """Sum or maximum over some axes; of squares without a copy of the array, which for large models costs most."""
-    if measure == "l2" and aggregate != "max" and xp is np:
+def _reduced(values: Any, rest: tuple[int, ...], norm: Norm | None, aggregate: Aggregate, xp: Any) -> Any:
+    """Sum or maximum of scores, magnitudes or squares over some axes; the sum of squares makes no copy of the array."""
+    if norm == "l2" and aggregate != "max" and xp is np:
         names = "abcdefghijkl"[: values.ndim]
         left = "".join(name for axis, name in enumerate(names) if axis not in rest)
         return np.einsum(f"{names},{names}->{left}", values, values)
-    if measure != "as they are":
-        values = xp.abs(values) if measure == "l1" else xp.square(values)
+    if norm is not None:
+        values = xp.abs(values) if norm == "l1" else xp.square(values)
     return values.max(rest) if aggregate == "max" else values.sum(rest)
 
 
 def _pool(
-    group: Group, leaves: Mapping[str, Any], coupling: Coupling, measure: str, aggregate: Aggregate, xp: Any
+    group: Group, leaves: Mapping[str, Any], coupling: Coupling, norm: Norm | None, aggregate: Aggregate, xp: Any
 ) -> UnitArray:
-    rows = group.layers if group.stack is not None else 1
-    total, weights = xp.zeros((rows, group.width), np.float32), 0
+    total, weights = xp.zeros((group.layers, group.width), np.float32), 0
     for member in group.members:
         if member.path not in leaves:
             continue
         score, units = leaves[member.path], coupling.units[member.path][member.axis]
-        mine = _mine(units, group)
-        pooled = _reduced(score, _others(score.ndim, member, group), measure, aggregate, xp)
-        pooled, places = _rows_first(pooled, member, group)[:, mine], units[mine] - group.start
+        owned = group.owns(units)
+        pooled = _reduced(score, _others(score.ndim, member, group), norm, aggregate, xp)
+        pooled, places = _layers_first(pooled, member, group)[:, owned], units[owned] - group.start
         if aggregate == "max":
             total = _maximum(total, places, pooled, weights == 0, xp)
         else:
             total = _add(total, places, pooled, xp)
-        weights += score.size // len(units) * int(mine.sum()) // group.width
+        weights += score.size // len(units) * int(owned.sum()) // group.width
     if not weights:
         raise ValueError(f"No leaf of the group '{group.name}' has scores. Score one, or leave it out with `protect=`.")
     if aggregate == "mean":
-        total = total / np.float32(weights / rows)
+        total = total / np.float32(weights / group.layers)
     return total if group.stack is not None else total[0]
 
 
-def _slices(
-    group: Group, leaves: Mapping[str, Any], coupling: Coupling, produced_only: bool
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """The leaves of a group with the unit axis last (and the stack first), and where each position's unit is."""
+def _slices(group: Group, leaves: Mapping[str, Any], coupling: Coupling) -> Iterator[tuple[Any, np.ndarray]]:
+    """The leaves that produce a group's units, with their axis last and the stack's first, and each position's unit."""
     for member in group.members:
-        if member.path not in leaves or (produced_only and member.contracted):
+        if member.path not in leaves or member.contracted:
             continue
         value, units = leaves[member.path], coupling.units[member.path][member.axis]
-        axes = [a for a in range(value.ndim) if a not in (member.axis, group.stack)]
         stack = [] if group.stack is None else [group.stack]
-        value = value.transpose(*stack, *axes, member.axis)
-        mine = _mine(units, group)
-        yield value[..., mine], units[mine] - group.start
+        value = value.transpose(*stack, *_others(value.ndim, member, group), member.axis)
+        owned = group.owns(units)
+        yield value[..., owned], units[owned] - group.start
 
 
 def _rounds(places: np.ndarray, width: int) -> list[np.ndarray]:
     """Positions of every unit's first slice, of every unit's second slice, and so on."""
     order = np.argsort(places, kind="stable").reshape(width, -1)
     return list(order.T)
-
-
-def _mine(units: np.ndarray, group: Group) -> np.ndarray:
-    return (units >= group.start) & (units < group.start + group.width)
 
 
 def _add(total: Any, places: np.ndarray, values: Any, xp: Any) -> Any:
@@ -257,14 +249,8 @@ def _normalized(scores: UnitArray, xp: Any) -> UnitArray:
 
 def _float32(leaf: Any) -> Any:
     """In host memory where it is there already, so that nothing is compiled."""
-    if isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and _elsewhere(leaf)):
-        return leaf.astype(jnp.float32)
-    return np.asarray(leaf).astype(np.float32, copy=False)
-
-
-def _elsewhere(leaf: jax.Array) -> bool:
-    devices = list(leaf.devices())
-    return len(devices) > 1 or devices[0].platform != "cpu"
+    array, on_host = host(leaf)
+    return array.astype(np.float32, copy=False) if on_host else array.astype(jnp.float32)
 
 
 def _namespace(leaves: Any) -> Any:

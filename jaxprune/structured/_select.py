@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxprune._selection import requests
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling, Group
 from jaxprune.structured._fitted import Fitted
-from jaxprune.structured._scores import Aggregate, UnitScores, of_norms, of_slices
+from jaxprune.structured._scores import Aggregate, Norm, UnitScores, of_norms, of_slices
 from jaxprune.typing import Masks, Params, Scores, Sparsity, Where
 
 
@@ -27,7 +27,7 @@ def masks_of_best_units(
     coupling: Coupling,
     *,
     scores: Scores | UnitScores | None = None,
-    norm: Literal["l1", "l2"] = "l2",
+    norm: Norm = "l2",
     aggregate: Aggregate = "mean",
     normalize: bool = True,
     budget: Callable[..., Any] = budgets.uniform,
@@ -92,18 +92,18 @@ def masks_of_units(params: Params, alive: Mapping[str, Bool[Any, "..."]], coupli
     def leaf(path: str, value: Any) -> Any:
         mask: Any = None
         for axis, group in members.get(path, ()):
-            part = _along(coupling.units[path][axis], alive[group.name], group, axis, len(value.shape))
-            mask = part if mask is None else _both(mask, part)
+            part = _axis_mask(coupling.units[path][axis], alive[group.name], group, axis, len(value.shape))
+            mask = part if mask is None else _and(mask, part)
         # `device_put` and not `jnp.asarray`, which compiles a copy for every shape.
         return jax.device_put(mask) if isinstance(mask, np.ndarray) else mask
 
     return tree.map_with_path(leaf, params)
 
 
-def _along(units: np.ndarray, alive: Any, group: Group, axis: int, rank: int) -> Any:
+def _axis_mask(units: np.ndarray, alive: Any, group: Group, axis: int, rank: int) -> Any:
     """Which positions of one axis of a leaf stay, as a mask of the leaf's rank."""
-    mine = (units >= group.start) & (units < group.start + group.width)
-    stays = alive[..., np.where(mine, units - group.start, 0)] | ~mine
+    owned = group.owns(units)
+    stays = alive[..., np.where(owned, units - group.start, 0)] | ~owned
     shape = [1] * rank
     shape[axis] = len(units)
     if group.stack is None:
@@ -112,7 +112,7 @@ def _along(units: np.ndarray, alive: Any, group: Group, axis: int, rank: int) ->
     return (stays if group.stack < axis else stays.T).reshape(shape)
 
 
-def _both(first: Any, second: Any) -> Any:
+def _and(first: Any, second: Any) -> Any:
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         # On bytes NumPy broadcasts 30 times faster than on booleans.
         return (first.view(np.uint8) & second.view(np.uint8)).view(bool)
@@ -140,7 +140,7 @@ def _counts(
     for group, floor in zip(coupling.groups, floors, strict=True):
         count = counts[group.name]
         if round_to > 1:
-            # A cost must not be passed, a sparsity is met as nearly as can be.
+            # Down under a cost, which is an upper bound; to the nearest multiple under a sparsity.
             count = (count + (0 if isinstance(budget, Fitted) else round_to // 2)) // round_to * round_to
         whole = isinstance(count, int | np.integer)
         rounded[group.name] = min(max(int(count), floor), group.width) if whole else jnp.clip(count, floor, group.width)

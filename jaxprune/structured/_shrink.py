@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxprune._arrays import tree
 from jaxprune._masks import verbs
 from jaxprune.structured._compensation import compensated, uncompensated
-from jaxprune.structured._coupling import Coupling, Group, Semantics
+from jaxprune.structured._coupling import Coupling, Group
 from jaxprune.structured._plan import LeafPlan, Plan, host
 from jaxprune.structured._rebuild import evaluate
 from jaxprune.typing import Masks, Params, Statistics
@@ -25,22 +25,20 @@ def shrink(
     masks: Masks,
     coupling: Coupling,
     *,
-    semantics: Semantics = "masked",
     compensate: Statistics | None = None,
 ) -> tuple[Callable[..., Any], Params, Plan]:
     """Removes every unit whose slices are all masked.
 
     The small function computes what `fun(apply(params, masks), *args)` does, at any batch size, under `jit`, `grad`,
     `vmap` and `jax.export`; jit it, since each call traces `fun` anew. Other masked weights stay, as zeros. At least
-    one unit of each group stays.
+    one unit of each group stays. After `couple(..., semantics="small")` means and variances over a pruned axis divide
+    by what is left of it instead.
 
     Args:
       fun: The model, `fun(params, *args)`, as given to `couple`.
       params: Its parameters.
       masks: Any masks of the structure of `params`, concrete.
       coupling: From `couple(fun, params, *args)`.
-      semantics: "masked": equal to the masked model. "small": means and variances over a pruned axis divide by what is
-        left of it, as a model configured to be smaller would.
       compensate: What `calibrate(fun, params, batches, statistic="variance")` measured. What the masks take from a
         kernel is then put, on average, into the bias that follows it (or the running mean that is subtracted), and the
         model no longer equals the masked one. Give `params` as they were before masking. A warning names each group
@@ -55,7 +53,7 @@ def shrink(
       ValueError: The parameters are not those that were coupled, or a mean does not have the size of its kernel's
         inputs; the message names the path.
 
-    Example:
+    Examples:
       >>> import jax, jax.numpy as jnp
       >>> from jaxprune import couple
       >>> def mlp(params, x):
@@ -71,12 +69,7 @@ def shrink(
     References:
       An et al., 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", for `compensate`.
     """
-    if coupling.semantics == "small" and semantics == "masked":
-        raise ValueError(
-            '`couple(..., semantics="small")` lets pass what is not equal to the masked model; `shrink` got '
-            'semantics="masked". Give both the same.'
-        )
-    plan = plan_of(params, masks, coupling, semantics)
+    plan = plan_of(params, masks, coupling)
     if compensate is not None:
         nowhere = uncompensated(coupling, plan, params, compensate)
         if nowhere:
@@ -106,14 +99,13 @@ def shrink_fun(fun: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     return small_fun
 
 
-def plan_of(params: Params, masks: Masks, coupling: Coupling, semantics: Semantics = "masked") -> Plan:
+def plan_of(params: Params, masks: Masks, coupling: Coupling) -> Plan:
     """Which indices stay when every unit whose slices are all masked goes.
 
     Args:
       params: The parameters; only their shapes are read.
       masks: Of the structure of `params`, concrete.
       coupling: From `couple`.
-      semantics: Recorded in the plan.
 
     Raises:
       ValueError: The parameters are not those that were coupled.
@@ -131,7 +123,7 @@ def plan_of(params: Params, masks: Masks, coupling: Coupling, semantics: Semanti
                 keep[axis] = kept
                 stack = layered if layered is not None else stack
         leaves[path] = LeafPlan(tuple(leaf.shape), keep, stack)
-    return Plan(leaves, semantics)
+    return Plan(leaves, coupling.semantics)
 
 
 def _check(arrays: dict[str, Any], coupling: Coupling) -> None:
@@ -149,58 +141,61 @@ def _check(arrays: dict[str, Any], coupling: Coupling) -> None:
 
 
 def _alive(arrays: dict[str, Any], coupling: Coupling) -> list[np.ndarray]:
-    """Per group, which units stay: `(layers, width)`, one row where it is not a stack, equally many in each row."""
+    """For each group, which units stay: `(layers, width)`, equally many in each row; one row if it is not a stack."""
     flat = np.zeros(1 + sum(group.width for group in coupling.groups), bool)
-    stacks = [(g, np.zeros((g.layers, g.width), bool)) for g in coupling.groups if g.stack is not None]
+    stacks = [
+        (group, np.zeros((group.layers, group.width), bool)) for group in coupling.groups if group.stack is not None
+    ]
     for path, (leaf, mask) in arrays.items():
         keeps = _concrete(path, leaf, mask)
         for axis, units in enumerate(coupling.units[path]):
             rest = tuple(a for a in range(keeps.ndim) if a != axis)
             kept = keeps.any(axis=rest) if keeps.size else np.zeros(1, bool)
             flat[units[np.broadcast_to(kept, units.shape)]] = True
-            for group, some in stacks:
-                _mark(some, group, keeps, axis, units)
-    rows = {id(group): some for group, some in stacks}
-    return [_levelled(rows.get(id(g), flat[None, g.start : g.start + g.width])) for g in coupling.groups]
+            for group, stays in stacks:
+                _mark(stays, group, keeps, axis, units)
+    rows = {id(group): stays for group, stays in stacks}
+    return [_with_equal_counts(rows.get(id(g), flat[None, g.start : g.start + g.width])) for g in coupling.groups]
 
 
-def _mark(some: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: np.ndarray) -> None:
-    mine = (units >= group.start) & (units < group.start + group.width)
-    if not mine.any():
+def _mark(stays: np.ndarray, group: Group, keeps: np.ndarray, axis: int, units: np.ndarray) -> None:
+    """Marks the units of a stacked group that one axis of a leaf keeps, in each layer."""
+    owned = group.owns(units)
+    if not owned.any():
         return
     rest = tuple(a for a in range(keeps.ndim) if a not in (axis, group.stack))
     kept = keeps.any(axis=rest) if keeps.size else np.zeros((1, 1), bool)
     if group.stack is not None and group.stack > axis:
         kept = kept.T
-    kept = np.broadcast_to(kept, (group.layers, len(units)))[:, mine]
-    for layer, keeps_layer in zip(some, kept, strict=True):
-        layer[units[mine][keeps_layer] - group.start] = True
+    kept = np.broadcast_to(kept, (group.layers, len(units)))[:, owned]
+    for layer, keeps_layer in zip(stays, kept, strict=True):
+        layer[units[owned][keeps_layer] - group.start] = True
 
 
-def _levelled(some: np.ndarray) -> np.ndarray:
-    """Revives the first units of a layer until every layer keeps as many, and at least one."""
-    most = max(1, int(some.sum(axis=1).max(initial=0)))
-    some = some.copy()
-    for layer in some:
+def _with_equal_counts(kept: np.ndarray) -> np.ndarray:
+    """Keeps more units of some layers, the first ones, until all layers keep equally many, and at least one."""
+    most = max(1, int(kept.sum(axis=1).max(initial=0)))
+    kept = kept.copy()
+    for layer in kept:
         spare = np.flatnonzero(~layer)
         layer[spare[: most - int(layer.sum())]] = True
-    return some
+    return kept
 
 
 def _kept(units: np.ndarray, alive: list[np.ndarray], coupling: Coupling) -> tuple[np.ndarray | None, int | None]:
     """Indices of one axis that stay, and the axis of the stack if they differ by layer; `None` if all stay."""
     starts = [group.start for group in coupling.groups]
-    here = np.unique(np.searchsorted(starts, units[units > 0], side="right") - 1).tolist()
-    layers = max((len(alive[i]) for i in here), default=1)
+    present = np.unique(np.searchsorted(starts, units[units > 0], side="right") - 1).tolist()
+    layers = max((len(alive[i]) for i in present), default=1)
     stays = np.ones((layers, len(units)), bool)
-    for i in here:
+    for i in present:
         group = coupling.groups[i]
-        mine = (units >= group.start) & (units < group.start + group.width)
-        stays[:, mine] = alive[i][:, units[mine] - group.start]
+        owned = group.owns(units)
+        stays[:, owned] = alive[i][:, units[owned] - group.start]
     if stays.all():
         return None, None
     rows = [np.flatnonzero(row) for row in stays]
-    stack = next((coupling.groups[i].stack for i in here if coupling.groups[i].stack is not None), None)
+    stack = next((coupling.groups[i].stack for i in present if coupling.groups[i].stack is not None), None)
     return (rows[0], None) if layers == 1 else (np.stack(rows), stack)
 
 

@@ -426,7 +426,7 @@ def test_statistics_of_a_batch_on_all_devices_are_those_of_one(mesh, statistic):
     def measure(put):
         pairs = [(put(x), put(m)) for x, m in zip(batches, padding, strict=True)]
         return jaxprune.calibrate(
-            lambda p, x, _: fun(p, x), params, pairs, statistic=statistic, mask=lambda _, mask: mask
+            lambda p, x, _: fun(p, x), params, pairs, statistic=statistic, valid=lambda _, valid: valid
         )
 
     expected = measure(jnp.asarray)

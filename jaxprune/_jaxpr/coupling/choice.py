@@ -1,4 +1,4 @@
-"""Which of several axes corresponds, where a reshape or a grouped convolution leaves a choice."""
+"""Which axes of a reshape or a grouped convolution correspond, where its shapes leave a choice."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def by_split(split: Any) -> Choose:
 
     def choose(labeling: Labeling, pending: Pending, left: list[int], right: list[int]) -> tuple[int, int] | None:
         sides = (pending.inputs, pending.outputs)
-        live = [
-            [i for i in open_ if labeling.forest.tags(side[i]).any()]
-            for side, open_ in zip(sides, (left, right), strict=True)
+        prunable = [
+            [i for i in free if labeling.forest.tags(side[i]).any()]
+            for side, free in zip(sides, (left, right), strict=True)
         ]
-        if not live[0] and not live[1]:
+        if not prunable[0] and not prunable[1]:
             return None
 
         def outermost() -> bool:
@@ -41,25 +41,25 @@ def by_split(split: Any) -> Choose:
             return candidates[0] if len(candidates) == 1 or outermost() else candidates[-1]
 
         for flip in (False, True):
-            (one, many), (one_open, many_open) = (sides[::-1], (right, left)) if flip else (sides, (left, right))
-            if len(one) == 1 and len(one_open) == 1:
-                fitting = fits(labeling.forest.find(one[0]), many, many_open)
-                live_many = live[0 if flip else 1]
+            (one, many), (one_free, many_free) = (sides[::-1], (right, left)) if flip else (sides, (left, right))
+            if len(one) == 1 and len(one_free) == 1:
+                fitting = fits(labeling.forest.find(one[0]), many, many_free)
+                prunable_many = prunable[0 if flip else 1]
                 if len(fitting) == 1:
                     chosen = fitting[0]
-                elif flip and live_many:
-                    # A merge: the axis that holds parameters, not one that happens to be free.
-                    chosen = among(live_many)
+                elif flip and prunable_many:
+                    # A merge takes the axis that holds parameters, and not one that only the program makes.
+                    chosen = among(prunable_many)
                 else:
-                    chosen = among(many_open)
+                    chosen = among(many_free)
                 return (chosen, 0) if flip else (0, chosen)
-        return among(live[0] or left), among(live[1] or right)
+        return among(prunable[0] or left), among(prunable[1] or right)
 
     return choose
 
 
 def fits(flat: np.ndarray, side: Sequence[Labels], candidates: list[int]) -> list[int]:
-    """Axes of a side such that what the product's positions hold depends on that axis alone."""
+    """Axes of a side that alone decide which set each position of the merged axis `flat` belongs to."""
     shape = [len(labels) for labels in side]
     if sum(n > 1 for n in shape) < 2:
         return list(candidates)
@@ -82,16 +82,16 @@ def by_removal(kept_tag: int = 1) -> Choose:
     def choose(labeling: Labeling, pending: Pending, left: list[int], right: list[int]) -> tuple[int, int] | None:
         sides = (pending.inputs, pending.outputs)
         marked = [
-            [i for i in open_ if (labeling.forest.tags(side[i]) > kept_tag).any()]
-            for side, open_ in zip(sides, (left, right), strict=True)
+            [i for i in free if (labeling.forest.tags(side[i]) > kept_tag).any()]
+            for side, free in zip(sides, (left, right), strict=True)
         ]
         for this, other in ((0, 1), (1, 0)):
             if not marked[this]:
                 continue
             source = marked[this][0]
             flat = _flat_tags(labeling, sides[this], source, kept_tag)
-            open_ = right if this == 0 else left
-            fitting = fits(flat, sides[other], open_)
+            free = right if this == 0 else left
+            fitting = fits(flat, sides[other], free)
             if len(fitting) != 1:
                 raise ValueError(
                     f"The plan removes positions that '{pending.primitive}' from "

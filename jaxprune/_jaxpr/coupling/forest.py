@@ -4,6 +4,7 @@ Every axis of every value in a program carries one label per position. Rules joi
 together; joining two arrays of a thousand labels is a few NumPy passes, not a thousand Python calls.
 """
 
+import dataclasses
 from typing import TypeAlias
 
 import numpy as np
@@ -12,11 +13,25 @@ from jaxtyping import Int32
 Labels: TypeAlias = Int32[np.ndarray, "_"]
 
 
+@dataclasses.dataclass(frozen=True)
+class NoRule:
+    """The reason of what a primitive without a rule touches."""
+
+    primitive: str
+
+    def __str__(self) -> str:
+        return f"'{self.primitive}' has no rule and touches it"
+
+
+Reason: TypeAlias = str | NoRule
+"""Why positions must be kept; `str` of it is the sentence."""
+
+
 class Forest:
     """Disjoint sets of labels, each with a tag and, if it must not be pruned, a reason.
 
-    A root is always the smallest label of its set, so hooking never makes a cycle. `tag` says what a set holds (0:
-    no parameter); where two meet, the larger stays.
+    The root of a set is its smallest label, so parents never form a cycle. `tag` says what a set holds (0: no
+    parameter); where two sets are joined, the larger tag stays.
     """
 
     def __init__(self) -> None:
@@ -24,8 +39,8 @@ class Forest:
         self.parent = np.arange(1024, dtype=np.int32)
         self.tag = np.zeros(1024, np.int32)
         self.reason = np.zeros(1024, np.int32)
-        self.reasons: list[str] = [""]
-        self._reason_label: dict[str, int] = {}
+        self.reasons: list[Reason] = [""]
+        self._reason_label: dict[Reason, int] = {}
 
     def fresh(self, count: int, tag: int = 0) -> Labels:
         """New labels, each its own set."""
@@ -41,7 +56,7 @@ class Forest:
             self.tag[start : self.size] = tag
         return np.arange(start, self.size, dtype=np.int32)
 
-    def frozen(self, count: int, reason: str) -> Labels:
+    def frozen(self, count: int, reason: Reason) -> Labels:
         """One label for all positions, never to be pruned. Takes no memory per position."""
         label = self._reason_label.get(reason)
         if label is None:
@@ -76,27 +91,27 @@ class Forest:
             if not apart.any():
                 return
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
-            # Each root goes below the least it meets, so that the rest of its pairs are joined in the next round.
+            # A root that is in several pairs goes below the smallest of its partners; the next round joins the others.
             np.minimum.at(self.parent, high, low)
-            # Where it went may itself have been hooked in this round: what it holds belongs to the root.
+            # That partner may have got a parent of its own in this round, so the tag and the reason go to its root.
             self._merge(self.find(high), high)
 
     def _merge(self, low: Labels, high: Labels) -> None:
-        theirs = self.tag[high]
-        if theirs.any():
-            np.maximum.at(self.tag, low, theirs)
-        told = self.reason[high] != 0
-        if told.any():
-            # Written last to first, so that of several reasons the earliest stays; an older one is kept.
-            target, reasons = low[told][::-1], self.reason[high][told][::-1]
-            open_ = self.reason[target] == 0
-            self.reason[target[open_]] = reasons[open_]
+        tags = self.tag[high]
+        if tags.any():
+            np.maximum.at(self.tag, low, tags)
+        frozen = self.reason[high] != 0
+        if frozen.any():
+            # A reason that the root has already stays. Of several new ones the first stays, since it is written last.
+            roots, reasons = low[frozen][::-1], self.reason[high][frozen][::-1]
+            free = self.reason[roots] == 0
+            self.reason[roots[free]] = reasons[free]
 
-    def freeze(self, labels: Labels, reason: str) -> None:
+    def freeze(self, labels: Labels, reason: Reason) -> None:
         """Joins what is not frozen yet with `reason`."""
-        open_ = labels[~self.is_frozen(labels)]
-        if len(open_):
-            self.union(open_, self.frozen(len(open_), reason))
+        free = labels[~self.is_frozen(labels)]
+        if len(free):
+            self.union(free, self.frozen(len(free), reason))
 
     def is_frozen(self, labels: Labels) -> np.ndarray:
         """Per position: must it be kept?"""
@@ -110,6 +125,6 @@ class Forest:
         """The tag of each position's set."""
         return self.tag[self.find(labels)]
 
-    def why(self, label: int) -> str:
+    def why(self, label: int) -> Reason:
         """The reason that froze this label first, or the empty string."""
         return self.reasons[int(self.reason[self.find(np.array([label], np.int32))[0]])]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from jaxprune._jaxpr.coupling import labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
-from jaxprune._jaxpr.coupling.values import Choose, Frame, Labeling, Value, bare
+from jaxprune._jaxpr.coupling.values import Choose, Frame, Labeling, Value, labelled
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import opened, shape_of
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of
 
-Axes = Sequence[np.ndarray]
+Axes: TypeAlias = Sequence[np.ndarray]
+"""The labels of each axis of a leaf."""
 
 
 def propagate(
     traced: Traced,
-    leaf_labels: Callable[[Forest, int], Axes],
+    label_leaf: Callable[[Forest, int], Axes],
     choose: Choose,
     *,
     exact: bool,
@@ -27,7 +29,7 @@ def propagate(
 
     Args:
       traced: The function.
-      leaf_labels: Makes the labels of a parameter leaf, given its index.
+      label_leaf: Makes the labels of a parameter leaf, given its index.
       choose: Decides where one axis becomes two; see `Labeling`.
       exact: Freeze what is summed where removed positions may not hold 0.
       keep: Keep the labels of all values, in `frame`.
@@ -36,10 +38,10 @@ def propagate(
       The finished pass, and the labels of each leaf.
     """
     forest = Forest()
-    labeling = Labeling(forest, labels.rule_of, choose, exact, Frame() if keep else None)
-    own = [leaf_labels(forest, i) for i in range(len(traced.leaves))]
-    params = [labels.leaf_value(labeling, i, axes) for i, axes in enumerate(own)]
-    jaxpr, constants = opened(traced.jaxpr)
+    labeling = Labeling(forest, labels.visit, choose, exact, Frame() if keep else None)
+    leaf_labels = [label_leaf(forest, i) for i in range(len(traced.leaves))]
+    params = [labels.leaf_value(labeling, i, axes) for i, axes in enumerate(leaf_labels)]
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     inputs = [
         _input(forest, name, shape_of(variable))
         for name, variable in zip(traced.inputs, jaxpr.invars[len(params) :], strict=True)
@@ -49,17 +51,17 @@ def propagate(
     for position, (name, value) in enumerate(zip(traced.outputs, outputs, strict=True)):
         for axis, axis_labels in enumerate(value.axes):
             if position in updated:
-                forest.union(axis_labels, own[updated[position]][axis])
+                forest.union(axis_labels, leaf_labels[updated[position]][axis])
             else:
                 forest.freeze(axis_labels, f"axis {axis} of output '{name}'" if name else f"axis {axis} of the output")
         labeling.escaped += value.axes
-    _follow(traced, labeling, own, updated.values())
-    regroup.settle(labeling)
-    return labeling, own
+    _join_unread(traced, labeling, leaf_labels, updated.values())
+    regroup.decide_pending(labeling)
+    return labeling, leaf_labels
 
 
 def _input(forest: Forest, name: str, shape: Sequence[int]) -> Value:
-    return bare([forest.frozen(n, f"axis {axis} of argument {name}") for axis, n in enumerate(shape)])
+    return labelled([forest.frozen(n, f"axis {axis} of argument {name}") for axis, n in enumerate(shape)])
 
 
 def updated_leaves(traced: Traced) -> dict[int, int]:
@@ -85,17 +87,17 @@ def updated_leaves(traced: Traced) -> dict[int, int]:
     return found
 
 
-def _follow(traced: Traced, labeling: Labeling, own: Sequence[Axes], updated: Collection[int]) -> None:
+def _join_unread(traced: Traced, labeling: Labeling, leaf_labels: Sequence[Axes], updated: Collection[int]) -> None:
     """Leaves that the program never reads live and die with the leaf of the same shape and most similar path."""
     for index in range(len(traced.leaves)):
         if index in labeling.used or index in updated:
             continue
         sibling = _sibling(traced, labeling.used, index)
-        for axis, axis_labels in enumerate(own[index]):
+        for axis, axis_labels in enumerate(leaf_labels[index]):
             if sibling is None:
                 labeling.forest.freeze(axis_labels, "the function never reads it")
             else:
-                labeling.forest.union(axis_labels, own[sibling][axis])
+                labeling.forest.union(axis_labels, leaf_labels[sibling][axis])
 
 
 def _sibling(traced: Traced, used: Collection[int], index: int) -> int | None:
@@ -106,14 +108,15 @@ def _sibling(traced: Traced, used: Collection[int], index: int) -> int | None:
         if traced.leaves[other].shape != traced.leaves[index].shape:
             continue
         theirs = traced.paths[other].split("/")
-        tail = _common(reversed(parts), reversed(theirs))
+        tail = _shared_length(reversed(parts), reversed(theirs))
         alike = 2 * tail if tail else int(parts[:-1] == theirs[:-1])
         if alike > most:
             best, most = other, alike
     return best
 
 
-def _common(first: Iterable[str], second: Iterable[str]) -> int:
+def _shared_length(first: Iterable[str], second: Iterable[str]) -> int:
+    """How many items two sequences share before the first difference."""
     count = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

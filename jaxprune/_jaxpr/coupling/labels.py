@@ -15,26 +15,13 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction, grouping
 from jaxprune._jaxpr.coupling import control, regroup
-from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Term, Value, bare
+from jaxprune._jaxpr.coupling.forest import NoRule
+from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Term, Value, labelled
+from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
 from jaxprune._jaxpr.walker import shape_of
 
-# f(0) = 0, so a position that held 0 still does.
-_KEEPS_ZERO = frozenset(
-    "neg sign abs floor ceil round sqrt cbrt sin tan sinh tanh asin atan asinh atanh expm1 log1p erf erf_inv "
-    "convert_element_type reduce_precision square real imag conj copy copy_p stop_gradient imag".split()
-)
-_ONE_TO_ONE = frozenset(
-    "convert_element_type copy copy_p reduce_precision sharding_constraint mesh_cast reshard".split()
-)
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
-_KEEPS_LAYERS = _ONE_TO_ONE | {"scan", "transpose", "jit", "pjit", "closed_call", "checkpoint", "remat", "remat2"}
-ELEMENTWISE = _KEEPS_ZERO | frozenset(
-    "add sub mul div rem max min pow integer_pow atan2 nextafter and or xor not eq ne lt le gt ge eq_to le_to lt_to "
-    "add_any exp exp2 log log2 logistic cos cosh acos acosh rsqrt is_finite population_count clz select_n clamp "
-    "shift_left shift_right_logical shift_right_arithmetic lgamma digamma polygamma erfc igamma igammac igamma_grad_a "
-    "random_gamma_grad regularized_incomplete_beta bessel_i0e bessel_i1e bessel_j0 bessel_j1 zeta threefry2x32 complex "
-    "sharding_constraint mesh_cast reshard optimization_barrier bitcast_convert_type mul_add fma".split()
-)
+_KEEPS_LAYERS = ONE_TO_ONE | {"scan", "transpose", "jit", "closed_call", "remat2"}
 _FOLD: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -47,11 +34,6 @@ _FOLD: dict[str, Callable[..., Any]] = {
     "stop_gradient": float,
     "div": lambda a, b: a / b if b else float("nan"),
 }
-
-
-def rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[Value]]:
-    """The label rule of an equation; it also notes which leaves the equation reads."""
-    return visit
 
 
 def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value]:
@@ -68,21 +50,16 @@ def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value
 
 def unknown(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Freezes every axis that a primitive without a rule touches."""
-    reason = without_rule(eqn.primitive.name)
+    reason = NoRule(eqn.primitive.name)
     for operand in operands:
         for axis in operand.axes:
             labeling.forest.freeze(axis, reason)
     shapes = [shape_of(out) for out in eqn.outvars]
-    return [bare([labeling.forest.frozen(n, reason) for n in shape]) for shape in shapes]
-
-
-def without_rule(primitive: str) -> str:
-    """The reason given for what an unknown primitive froze."""
-    return f"'{primitive}' has no rule and touches it"
+    return [labelled([labeling.forest.frozen(n, reason) for n in shape]) for shape in shapes]
 
 
 def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Joins the operands axis by axis; a scalar joins nothing, nor does an axis of one that is stretched."""
+    """Joins the operands axis by axis, but for scalars and axes of one that are stretched."""
     name = eqn.primitive.name
     if name == "optimization_barrier":
         return list(operands)
@@ -101,9 +78,9 @@ def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
                 labeling.forest.freeze(operand.axes[axis], "an axis of one is stretched")
         axes.append(full[0])
     const = _fold(name, operands)
-    zero = tuple(_zero(labeling, name, eqn, operands, axis) for axis in range(rank))
-    leaf = operands[0].leaf if name in _ONE_TO_ONE else None
-    summed = ranked[0].summed if len(operands) == 1 and name in _ONE_TO_ONE else ()
+    zero = tuple(_holds_zero(labeling, name, eqn, operands, axis) for axis in range(rank))
+    leaf = operands[0].leaf if name in ONE_TO_ONE else None
+    summed = ranked[0].summed if len(operands) == 1 and name in ONE_TO_ONE else ()
     return [Value(tuple(axes), zero, const, leaf, summed) for _ in eqn.outvars]
 
 
@@ -114,10 +91,10 @@ def _fold(name: str, operands: Sequence[Value]) -> float | None:
     return None
 
 
-def _zero(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) -> bool:
+def _holds_zero(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) -> bool:
     width = shape_of(eqn.outvars[0])[axis]
     holds = [o.const == 0 or (len(o.axes) > axis and len(o.axes[axis]) == width and o.zero[axis]) for o in operands]
-    if name in _KEEPS_ZERO:
+    if name in ZERO_PRESERVING:
         return holds[0]
     if name in ("mul", "and"):
         return any(holds)
@@ -153,7 +130,7 @@ def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value) -> li
         axes += [side.axes[a] for a in free]
         zero += [side.zero[a] for a in free]
     _note_contraction(labeling, eqn, (left, right))
-    return [bare(axes, zero)]
+    return [labelled(axes, zero)]
 
 
 def _note_contraction(labeling: Labeling, eqn: JaxprEqn, operands: tuple[Value, Value]) -> None:
@@ -212,7 +189,7 @@ def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> 
     for axis in out_spatial:
         axes[axis] = forest.frozen(shape_of(eqn.outvars[0])[axis], "a convolution slides along it")
     _note_contraction(labeling, eqn, (image, kernel))
-    return [bare(axes, zero)]
+    return [labelled(axes, zero)]
 
 
 def total(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -221,18 +198,18 @@ def total(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     for axis in axes:
         _must_be_zero(labeling, eqn, operand.axes[axis], operand.zero[axis])
     left = [a for a in range(len(operand.axes)) if a not in axes]
-    out = bare([operand.axes[a] for a in left], [operand.zero[a] for a in left])
-    return [out.but(summed=tuple(operand.axes[a] for a in axes))]
+    out = labelled([operand.axes[a] for a in left], [operand.zero[a] for a in left])
+    return [out.replace(summed=tuple(operand.axes[a] for a in axes))]
 
 
 def extreme(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Reductions that no removed value may take part in."""
+    """Reductions other than a sum, whose result a removed 0 could change: the reduced axes are kept whole."""
     axes = eqn.params["axes" if "axes" in eqn.params else "dimensions"]
     for operand in operands:
         for axis in axes:
             labeling.forest.freeze(operand.axes[axis], f"'{eqn.primitive.name}' reduces it")
     left = [a for a in range(len(operands[0].axes)) if a not in axes]
-    out = bare([operands[0].axes[a] for a in left], [operands[0].zero[a] for a in left])
+    out = labelled([operands[0].axes[a] for a in left], [operands[0].zero[a] for a in left])
     return [out for _ in eqn.outvars]
 
 
@@ -257,12 +234,12 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             labeling.forest.frozen(n, f"'{name}' makes it") if a in along else operands[0].axes[a]
             for a, n in enumerate(shape_of(out))
         ]
-        outputs.append(bare(axes, [a not in along and z for a, z in enumerate(operands[0].zero)]))
+        outputs.append(labelled(axes, [a not in along and z for a, z in enumerate(operands[0].zero)]))
     return outputs
 
 
-def source(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Values made from nothing (`iota`, `random_bits`): free axes, made whole and then taken where kept."""
+def generated(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Values that depend on no parameter (`iota`, `random_bits`): made whole, then taken at the kept positions."""
     for operand in operands:
         for axis in operand.axes:
             labeling.forest.freeze(axis, f"'{eqn.primitive.name}' reads it")
@@ -282,7 +259,7 @@ def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             else:
                 labeling.forest.freeze(operand.axes[axis], "a window slides along it")
         axes.append(operands[0].axes[axis] if passes else labeling.forest.frozen(width, "a window slides along it"))
-    return [bare(axes, operands[0].zero)]
+    return [labelled(axes, operands[0].zero)]
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
@@ -295,9 +272,11 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), extreme),
     **dict.fromkeys(("argmax", "argmin", "reduce"), extreme),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), ordered),
-    **dict.fromkeys(("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), source),
     **dict.fromkeys(
-        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token"), source
+        ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
+    ),
+    **dict.fromkeys(
+        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token"), generated
     ),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), pool),
     **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add"), pool),

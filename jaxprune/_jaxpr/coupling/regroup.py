@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
-from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Value, bare
+from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Value, labelled
+from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.walker import shape_of
 
 
@@ -34,7 +35,7 @@ def transpose(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """Permutes the axes."""
     order = eqn.params["permutation"]
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in order))
-    return [bare([operand.axes[a] for a in order], [operand.zero[a] for a in order]).but(leaf=leaf)]
+    return [labelled([operand.axes[a] for a in order], [operand.zero[a] for a in order]).replace(leaf=leaf)]
 
 
 def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -44,38 +45,8 @@ def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         labeling.forest.freeze(operand.axes[axis], "an axis of one is dropped")
     left = [a for a in range(len(operand.axes)) if a not in gone]
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in left))
-    out = bare([operand.axes[a] for a in left], [operand.zero[a] for a in left])
-    return [out.but(leaf=leaf, summed=operand.summed, const=operand.const)]
-
-
-def factors(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Aligns two shapes of equal size into the finest runs of axes with equal products."""
-    i, j = 0, 0
-    while i < len(before) or j < len(after):
-        left, right, products = [], [], [1, 1]
-        while not (left and right) or products[0] != products[1]:
-            if not left and i < len(before) and before[i] == 1:
-                break
-            if not right and left == [] and j < len(after) and after[j] == 1:
-                break
-            if (products[0] <= products[1] or j >= len(after)) and i < len(before):
-                products[0] *= before[i]
-                left.append(i)
-                i += 1
-            elif j < len(after):
-                products[1] *= after[j]
-                right.append(j)
-                j += 1
-            else:
-                break
-        if not left and not right:
-            if i < len(before) and before[i] == 1:
-                left.append(i)
-                i += 1
-            else:
-                right.append(j)
-                j += 1
-        yield left, right
+    out = labelled([operand.axes[a] for a in left], [operand.zero[a] for a in left])
+    return [out.replace(leaf=leaf, summed=operand.summed, const=operand.const)]
 
 
 def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -108,11 +79,11 @@ def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
 
 def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: list[int]) -> list[Labels]:
     forest = labeling.forest
-    open_ = [i for i, labels in enumerate(inputs) if not forest.all_frozen(labels)]
-    if not open_:
+    free = [i for i, labels in enumerate(inputs) if not forest.all_frozen(labels)]
+    if not free:
         return [forest.frozen(n, forest.why(int(inputs[0][0]))) for n in widths]
-    if len(open_) == 1 and len(widths) == 1:
-        return [_spread(inputs, open_[0])]
+    if len(free) == 1 and len(widths) == 1:
+        return [_spread(inputs, free[0])]
     outputs = [forest.fresh(n) for n in widths]
     labeling.pending.append(Pending(eqn.primitive.name, labeling.source(eqn), tuple(inputs), tuple(outputs)))
     return outputs
@@ -125,35 +96,35 @@ def _spread(side: Sequence[Labels], chosen: int) -> Labels:
     return np.broadcast_to(side[chosen].reshape(shape), [len(labels) for labels in side]).reshape(-1)
 
 
-def settle(labeling: Labeling) -> None:
+def decide_pending(labeling: Labeling) -> None:
     """Decides all pending regroupings: first those with one answer, then the others in program order."""
     waiting = labeling.pending
     moved = True
     while moved:
         while moved:
-            rest = [p for p in waiting if not _settled(labeling, p, force=False)]
+            rest = [p for p in waiting if not _decided(labeling, p, force=False)]
             moved, waiting = len(rest) < len(waiting), rest
-        rest = [p for p in waiting if not _settled(labeling, p, force=True)]
+        rest = [p for p in waiting if not _decided(labeling, p, force=True)]
         moved, waiting = len(rest) < len(waiting), rest
     labeling.pending = waiting
 
 
-def _settled(labeling: Labeling, pending: Pending, force: bool) -> bool:
+def _decided(labeling: Labeling, pending: Pending, force: bool) -> bool:
     forest = labeling.forest
     sides = (pending.inputs, pending.outputs)
-    open_ = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
-    if not open_[0] or not open_[1]:
+    free = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
+    if not free[0] or not free[1]:
         for side, others in zip(sides, reversed(sides), strict=True):
             why = next((forest.why(int(labels[0])) for labels in others if forest.all_frozen(labels)), "")
             for labels in side:
                 forest.freeze(labels, why)
         return True
-    if len(open_[0]) == len(open_[1]) == 1:
-        _join(forest, pending, open_[0][0], open_[1][0])
+    if len(free[0]) == len(free[1]) == 1:
+        _join(forest, pending, free[0][0], free[1][0])
         return True
     if not force:
         return False
-    chosen = labeling.choose(labeling, pending, open_[0], open_[1])
+    chosen = labeling.choose(labeling, pending, free[0], free[1])
     if chosen is None:
         return False
     _join(forest, pending, *chosen)
@@ -182,7 +153,7 @@ def concatenate(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
         all(o.zero[axis] or o.const == 0 or labeling.forest.all_frozen(o.axes[axis]) for o in operands)
         for axis in range(len(axes))
     ]
-    return [bare(axes, zero)]
+    return [labelled(axes, zero)]
 
 
 def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -193,7 +164,7 @@ def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         labels if (a, b, s) == (0, len(labels), 1) else labels[a:b:s]
         for labels, a, b, s in zip(operand.axes, start, limit, strides, strict=True)
     ]
-    return [bare(axes, operand.zero).but(const=operand.const)]
+    return [labelled(axes, operand.zero).replace(const=operand.const)]
 
 
 def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -201,7 +172,7 @@ def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     along, sizes = eqn.params["axis"], eqn.params["sizes"]
     parts = np.split(operand.axes[along], np.cumsum(sizes)[:-1])
     before, after = operand.axes[:along], operand.axes[along + 1 :]
-    return [bare((*before, part, *after), operand.zero) for part in parts]
+    return [labelled((*before, part, *after), operand.zero) for part in parts]
 
 
 def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
@@ -221,13 +192,13 @@ def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[
             width = max(0, low + high + len(labels) + inner * max(0, len(labels) - 1))
             axes.append(labeling.forest.frozen(width, "'pad' cuts it or spaces it out"))
             zero.append(False)
-    return [bare(axes, zero)]
+    return [labelled(axes, zero)]
 
 
 def reverse(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """`rev`: reverses the label arrays."""
     turned = eqn.params["dimensions"]
-    return [operand.but(axes=tuple(x[::-1] if a in turned else x for a, x in enumerate(operand.axes)), leaf=None)]
+    return [operand.replace(axes=tuple(x[::-1] if a in turned else x for a, x in enumerate(operand.axes)), leaf=None)]
 
 
 def gather(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value) -> list[Value]:
@@ -253,7 +224,7 @@ def gather(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value) ->
         else:
             forest.freeze(operand.axes[axis], "'gather' indexes it")
             axes[out] = forest.frozen(shape[out], "'gather' indexes it")
-    return [bare(axes, zero)]
+    return [labelled(axes, zero)]
 
 
 def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, updates: Value) -> list[Value]:
@@ -279,7 +250,7 @@ def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, u
         forest.freeze(labels, f"'{name}' indexes it")
     for axis, index_axis in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         forest.union(operand.axes[axis], indices.axes[index_axis])
-    return [bare(operand.axes, zero)]
+    return [labelled(operand.axes, zero)]
 
 
 def dynamic_slice(labeling: Labeling, eqn: JaxprEqn, operand: Value, *starts: Value) -> list[Value]:
@@ -291,7 +262,7 @@ def dynamic_slice(labeling: Labeling, eqn: JaxprEqn, operand: Value, *starts: Va
         else:
             labeling.forest.freeze(labels, "'dynamic_slice' indexes it")
             axes.append(labeling.forest.frozen(size, "'dynamic_slice' indexes it"))
-    return [bare(axes, operand.zero)]
+    return [labelled(axes, operand.zero)]
 
 
 def dynamic_update_slice(
@@ -305,7 +276,7 @@ def dynamic_update_slice(
             labeling.forest.freeze(ours, "'dynamic_update_slice' indexes it")
             labeling.forest.freeze(theirs, "'dynamic_update_slice' indexes it")
     zero = [(a or operand.const == 0) and b for a, b in zip(operand.zero, update.zero, strict=True)]
-    return [bare(operand.axes, zero)]
+    return [labelled(operand.axes, zero)]
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {

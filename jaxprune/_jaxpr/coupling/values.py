@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
-from jaxprune._jaxpr.walker import source_of, walk
+from jaxprune._jaxpr.walker import Rule, source_of, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +44,20 @@ class Value:
     leaf: Leaf | None = None
     summed: tuple[Labels, ...] = ()
 
-    def but(self, **changes: Any) -> Value:
+    def replace(self, **changes: Any) -> Value:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
 
-def bare(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Value:
-    """A value of which only the labels are known."""
+def labelled(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Value:
+    """A value of which nothing is known but its labels, and where it holds 0."""
     axes = tuple(axes)
     return Value(axes, (False,) * len(axes) if zero is None else tuple(zero))
 
 
 @dataclasses.dataclass
 class Frame:
-    """Labels of one run through one jaxpr, kept for re-evaluation: the same jaxpr may run elsewhere with others."""
+    """Labels of one walk through one jaxpr, kept for re-evaluation: a jaxpr that is called twice has two frames."""
 
     values: dict[Var, Value] = dataclasses.field(default_factory=dict)
     children: dict[tuple[int, int], Frame] = dataclasses.field(default_factory=dict)
@@ -65,7 +65,7 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A place where one axis is two: a reshape of C into (H, D), or a convolution over groups.
+    """A place where one axis becomes two: a reshape of C into (H, D), or a convolution over groups.
 
     Attributes:
       primitive: "reshape" or "conv_general_dilated".
@@ -90,7 +90,7 @@ class Pending:
     outputs: tuple[Labels, ...]
 
     def split(self) -> Split:
-        """What a user's `split` is asked about."""
+        """What a callable `split` of the user's is given."""
         widths = [tuple(len(labels) for labels in side) for side in (self.inputs, self.outputs)]
         return Split(self.primitive, widths[0], widths[1], self.source)
 
@@ -113,23 +113,24 @@ class Labeling:
 
     Attributes:
       forest: Which labels are joined.
-      choose: Decides a pending regrouping, given the axes still open on either side: the indices of the operand's and
-        the result's axis that correspond, or `None` to leave it.
+      visit: Labels the outputs of an equation.
+      choose: Decides a pending regrouping, given the axes of either side that are not frozen: the indices of the
+        operand's and the result's axis that correspond, or `None` to leave it undecided.
       exact: Whether a sum over removed positions must be known to add zeros.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
-      times: Product of the lengths of the scans around.
+      times: Product of the lengths of the enclosing scans.
       scan: Which outermost scan is being walked, 0 for none.
-      pending: Regroupings to be decided by `regroup.settle`.
+      pending: Regroupings to be decided by `regroup.decide_pending`.
       terms: Multiply-accumulates of the contractions met so far.
       contracted: (leaf, axis) pairs that a contraction sums over.
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
-      escaped: Labels seen outside the body of an outermost scan.
-      around: The equations that hold the jaxpr being walked.
+      escaped: Labels of values outside the bodies of outermost scans.
+      enclosing: The equations that hold the jaxpr being walked.
     """
 
     forest: Forest
-    rule_of: Callable[[JaxprEqn], Any]
+    visit: Rule
     choose: Choose
     exact: bool = True
     frame: Frame | None = None
@@ -142,36 +143,38 @@ class Labeling:
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     escaped: list[Labels] = dataclasses.field(default_factory=list)
-    around: list[JaxprEqn] = dataclasses.field(default_factory=list)
+    enclosing: list[JaxprEqn] = dataclasses.field(default_factory=list)
 
     def fresh(self, shape: Sequence[int]) -> Value:
         """A value whose axes are free."""
-        return bare([self.forest.fresh(n) for n in shape])
+        return labelled([self.forest.fresh(n) for n in shape])
 
     def literal(self, value: Any) -> Value:
-        """The value of a literal."""
-        return self.fresh(np.shape(value)).but(const=scalar(value))
+        """The value of a literal or a constant."""
+        return self.fresh(np.shape(value)).replace(const=scalar(value))
 
-    def run(self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0):
+    def run(
+        self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0
+    ) -> list[Value]:
         """Walks a jaxpr that `eqn` holds, in a frame of its own."""
         outer = self.frame
         if outer is not None:
             self.frame = outer.children[id(eqn), branch] = Frame()
-        self.around.append(eqn)
+        self.enclosing.append(eqn)
         outputs = self.walk(jaxpr, constants, arguments)
-        self.around.pop()
+        self.enclosing.pop()
         self.frame = outer
         return outputs
 
     def source(self, eqn: JaxprEqn) -> str:
         """Where the user's program made an equation; what a library made is where the library was called."""
-        return next(filter(None, map(source_of, (eqn, *reversed(self.around)))), "an unknown line")
+        return next(filter(None, map(source_of, (eqn, *reversed(self.enclosing)))), "an unknown line")
 
     def walk(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr in the current frame."""
-        held = [self.fresh(np.shape(c)).but(const=scalar(c)) for c in constants]
         keep = None if self.frame is None else self.frame.values
-        return walk(jaxpr, arguments, self.rule_of, self, literal=self.literal, constants=held, keep=keep)
+        values = [self.literal(constant) for constant in constants]
+        return walk(jaxpr, arguments, self.visit, self, literal=self.literal, constants=values, keep=keep)
 
 
 def scalar(value: Any) -> float | None:
@@ -182,7 +185,7 @@ def scalar(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-    except Exception as error:  # a tracer among the constants has no value yet
+    except Exception as error:  # a constant may be a tracer, which has no value
         if "Tracer" in type(error).__name__ or "Concretization" in type(error).__name__:
             return None
         raise

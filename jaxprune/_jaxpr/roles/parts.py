@@ -1,4 +1,4 @@
-"""Where a parameter lies inside a value that is made of it."""
+"""How the axes of a value that is made of a parameter correspond to the parameter's axes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Axes: TypeAlias = tuple[int, ...]
 
 
 NOTHING = -1
-"""The axis of a digit that says nothing about the leaf."""
+"""The axis of a digit along which the leaf is repeated."""
 
 
 class Digit(NamedTuple):
-    """A share in the position along a leaf's axis: `stride` for every one of `size` steps.
+    """One of the digits that a position along a leaf's axis is written in: it takes `size` values, `stride` apart.
 
     A reshape splits an axis of 6 into the digits `(2, stride 3)` and `(3, stride 1)`, or gives one axis the digits of
-    two. A negative stride runs backwards. Where the leaf was joined with others, an axis of the value has so many
-    positions `before` and `after` the leaf's; it has then no other digit.
+    two. A reversed axis has a negative stride. Where the leaf was concatenated with others or padded, an axis of the
+    value has `before` positions ahead of the leaf's and `after` behind them; such an axis has no other digit.
     """
 
     axis: int
@@ -39,11 +39,11 @@ class Part:
     """A leaf inside a value.
 
     Attributes:
-      axes: What each axis of the value tells of the position in the leaf, the most significant digit first.
+      axes: For each axis of the value the digits of the position in the leaf, the most significant first.
       stacked: The leaf's axes of which the value holds one position.
       starts: By axis of the leaf, the position where all digits are 0, if it is not 0; a number, or an array where the
         program computes it. Only an evaluation knows those: otherwise they count as 0.
-      unplaced: Why digits and starts do not tell the position, in words; "" where they do.
+      unplaced: Why digits and starts do not give the position, in words; "" where they do.
     """
 
     axes: tuple[tuple[Digit, ...], ...]
@@ -51,15 +51,15 @@ class Part:
     starts: Mapping[int, Any] = dataclasses.field(default_factory=dict)
     unplaced: str = ""
 
-    def but(self, axes: Iterable[tuple[Digit, ...]], dropped: Iterable[Digit] = ()) -> Part:
-        """The same leaf with its axes elsewhere; of the digits `dropped` the value holds one position."""
+    def with_axes(self, axes: Iterable[tuple[Digit, ...]], dropped: Iterable[Digit] = ()) -> Part:
+        """The same leaf with other axes; along the digits `dropped` the value holds one position."""
         return dataclasses.replace(self, axes=tuple(axes), stacked=union(self.stacked, axes_of(dropped)))
 
-    def unclear(self, reason: str) -> Part:
+    def without_place(self, reason: str) -> Part:
         """The same leaf at an unknown place."""
         return dataclasses.replace(self, unplaced=self.unplaced or reason)
 
-    def on(self, axis: int, digits: Iterable[Digit]) -> Part:
+    def with_digits(self, axis: int, digits: Iterable[Digit]) -> Part:
         """The same leaf with other digits on one axis of the value."""
         axes = tuple(tuple(digits) if a == axis else kept for a, kept in enumerate(self.axes))
         return dataclasses.replace(self, axes=axes)
@@ -68,37 +68,37 @@ class Part:
         """The same leaf in a value with more positions along an axis, which had `size`."""
         digits = self.axes[axis]
         if len(digits) > 1 or min(before, after) < 0:
-            return self.unclear("it is a part of something larger")
+            return self.without_place("it is a part of something larger")
         digit = digits[0] if digits else Digit(NOTHING, size)
-        return self.on(axis, [digit._replace(before=digit.before + before, after=digit.after + after)])
+        return self.with_digits(axis, [digit._replace(before=digit.before + before, after=digit.after + after)])
 
-    def at(self, axis: int, start: Any, size: int, step: int = 1) -> Part | None:
+    def sliced(self, axis: int, start: Any, size: int, step: int = 1) -> Part | None:
         """Cuts an axis of the value to `size` positions, from `start` on; `None` if nothing of the leaf is left."""
         digits, starts = self.axes[axis], dict(self.starts)
         if len(digits) == 1 and not digits[0].alone:
             return self._between(axis, start, size, step)
         if size != 1 and len(digits) > 1:
-            return self.unclear("a slice cuts an axis that a reshape has merged")
+            return self.without_place("a slice cuts an axis that a reshape has merged")
         cut, rest = list[Digit](), math.prod(digit.size for digit in digits)
         for digit in digits:
             rest //= digit.size
             place = start // rest % digit.size if len(digits) > 1 else start
             starts[digit.axis] = starts.get(digit.axis, 0) + digit.stride * place
             cut.append(Digit(digit.axis, size, digit.stride * step))
-        return dataclasses.replace(self.on(axis, cut), starts=starts)
+        return dataclasses.replace(self.with_digits(axis, cut), starts=starts)
 
     def _between(self, axis: int, start: Any, size: int, step: int) -> Part | None:
         """Cuts an axis on which others lie before and after the leaf."""
         (digit,) = self.axes[axis]
         if step != 1 or not isinstance(start, int):
-            return self.unclear("it is a part of something larger, which is cut")
+            return self.without_place("it is a part of something larger, which is cut")
         first, last = max(start, digit.before), min(start + size, digit.before + digit.size)
         if first >= last:
             return None
         skipped = first - digit.before
         starts = {**self.starts, digit.axis: self.starts.get(digit.axis, 0) + digit.stride * skipped}
         left = digit._replace(size=last - first, before=first - start, after=start + size - last)
-        return dataclasses.replace(self.on(axis, [left]), starts=starts)
+        return dataclasses.replace(self.with_digits(axis, [left]), starts=starts)
 
 
 def axes_of(digits: Iterable[Digit]) -> Axes:
@@ -107,7 +107,7 @@ def axes_of(digits: Iterable[Digit]) -> Axes:
 
 
 def united(first: Part, second: Part) -> Part:
-    """What two values of one shape tell together of a leaf that is in both."""
+    """The part of a leaf that two values of one shape are both made of."""
     axes = [union(a, b) for a, b in zip(first.axes, second.axes, strict=True)]
     alike = all(a == b or not (a and b) for a, b in zip(first.axes, second.axes, strict=True))
     starts = {**first.starts, **second.starts}
@@ -125,12 +125,12 @@ def union(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(first + second))
 
 
-def dealt_out(digits: Sequence[tuple[Digit, ...]], sizes: Sequence[int]) -> list[tuple[Digit, ...]] | None:
-    """Digits of merged axes dealt out to axes of these sizes, if they fit."""
+def distributed(digits: Sequence[tuple[Digit, ...]], sizes: Sequence[int]) -> list[tuple[Digit, ...]] | None:
+    """The digits of merged axes, distributed over axes of these sizes; `None` if they do not fit."""
     queue = [digit for axis in digits for digit in axis]
     if not all(digit.alone for digit in queue):
         return [tuple(queue)] if len(queue) == len(sizes) == 1 else None
-    dealt = list[tuple[Digit, ...]]()
+    result = list[tuple[Digit, ...]]()
     for size in sizes:
         taken, left = list[Digit](), size
         while left > 1:
@@ -144,5 +144,5 @@ def dealt_out(digits: Sequence[tuple[Digit, ...]], sizes: Sequence[int]) -> list
                 return None
             taken.append(Digit(axis, width, stride))
             left //= width
-        dealt.append(tuple(taken))
-    return [*dealt[:-1], (*dealt[-1], *queue)]  # axes of one may be left over
+        result.append(tuple(taken))
+    return [*result[:-1], (*result[-1], *queue)]  # axes of one may be left over

@@ -1,4 +1,4 @@
-"""What each axis of a parameter does where the parameter is multiplied: summed over, put out, or a stack of kernels."""
+"""What each axis of a parameter is where the parameter is multiplied: an input, an output, or a stack of kernels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.coupling.labels import ELEMENTWISE
-from jaxprune._jaxpr.coupling.regroup import factors
-from jaxprune._jaxpr.roles.parts import NOTHING, Axes, Digit, Part, axes_of, dealt_out, united
+from jaxprune._jaxpr.primitives import CONTRACTIONS, ELEMENTWISE, callee, factors, scan_operands, while_operands
+from jaxprune._jaxpr.roles.parts import NOTHING, Axes, Digit, Part, axes_of, distributed, united
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import held, opened, scan_counts, shape_of, walk
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
 Value: TypeAlias = dict[int, Part] | None
-"""The leaves that a value is made of, by index: none for a constant; or `None` if it depends on the inputs."""
+"""The leaves that a value is made of, by index, empty for a constant; `None` if it depends on the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Use:
 
     Attributes:
       inputs: Summed over, the taps of a convolution before its channels.
-      outputs: What comes out.
+      outputs: Those that the result has.
       stacked: One product for each position: layers of a scan, experts, the batch of a product.
       groups: Into how many groups a convolution divides the outputs, each with inputs of its own.
     """
@@ -43,7 +42,7 @@ class Uses:
 
     Attributes:
       products: Leaf index -> its products.
-      otherwise: Leaf index -> the first thing that ends its trail.
+      otherwise: Leaf index -> the first reason why it is not followed further.
       arrays: The operands of the equation at hand, where it is evaluated.
     """
 
@@ -52,7 +51,7 @@ class Uses:
     arrays: Sequence[Any] | None = None
 
     def end(self, reason: str, *values: Value) -> None:
-        """Notes that the trail of some leaves ends here."""
+        """Notes that some leaves are not followed further, and why."""
         for value in values:
             for index in value or ():
                 self.otherwise.setdefault(index, reason)
@@ -60,7 +59,7 @@ class Uses:
 
 def uses(traced: Traced) -> Uses:
     """Follows every leaf of a traced function to its products."""
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [whole(i, shape_of(variable)) for i, variable in enumerate(jaxpr.invars[: len(traced.leaves)])]
     found = Uses()
     inputs: list[Value] = [None] * (len(jaxpr.invars) - len(leaves))
@@ -93,33 +92,25 @@ def whole(index: int, shape: Sequence[int]) -> Value:
 
 
 def _walk(found: Uses, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
-    return walk(jaxpr, arguments, _rule_of, found, literal=lambda _: {}, constants=[{} for _ in constants])
+    return walk(jaxpr, arguments, visit, found, literal=lambda _: {}, constants=[{} for _ in constants])
 
 
-def _rule_of(eqn: JaxprEqn) -> Callable[..., Sequence[Value]]:
-    return RULES.get(eqn.primitive.name, other)
+def visit(found: Uses, eqn: JaxprEqn, *operands: Value) -> Sequence[Value]:
+    """Follows the leaves through an equation."""
+    return RULES.get(eqn.primitive.name, _other)(found, eqn, *operands)
 
 
-def other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Calls are looked into; any other primitive ends the trail."""
-    called = callee(eqn)
-    if called is not None:
+def _other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Calls are looked into; leaves are not followed through any other primitive."""
+    if (called := callee(eqn)) is not None:
         return _walk(found, *called, operands)
     found.end(f"'{eqn.primitive.name}' takes it", *operands)
     constant = all(operand == {} for operand in operands)
     return [{} if constant else None for _ in eqn.outvars]
 
 
-def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
-    """The jaxpr of a plain call and its constants, if the equation is one."""
-    if not any(name in eqn.params for name in ("jaxpr", "call_jaxpr", "fun_jaxpr")):
-        return None
-    jaxpr, constants = opened(held(eqn))
-    return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
-
-
 def _in_place(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Axes keep their places among parameters and constants; an activation takes what it meets."""
+    """Elementwise work keeps the axes. Leaves that meet an activation are not followed further."""
     if eqn.primitive.name == "optimization_barrier":
         return list(operands)
     if any(operand is None for operand in operands):
@@ -134,7 +125,7 @@ def _united(values: Sequence[Value], rank: int) -> Value:
     parts: dict[int, Part] = {}
     for value in values:
         for index, part in (value or {}).items():
-            ranked = part if part.axes else part.but(((),) * rank)  # a scalar has no axes of its own
+            ranked = part if part.axes else part.with_axes(((),) * rank)  # a scalar has no axes of its own
             parts[index] = united(parts[index], ranked) if index in parts else ranked
     return parts
 
@@ -156,7 +147,7 @@ def _padded(found: Uses, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Val
             low, high, inner = map(int, config)
             if (low, high, inner) != (0, 0, 0):
                 size = shape_of(eqn.invars[0])[axis]
-                part = part.joined(axis, size, low, high) if inner == 0 else part.unclear("'pad' spaces it out")
+                part = part.joined(axis, size, low, high) if inner == 0 else part.without_place("'pad' spaces it out")
         return part
 
     return _in_place(found, eqn, _each(operand, padded), fill)
@@ -169,7 +160,7 @@ def _each(value: Value, move: Callable[[Part], Part | None]) -> Value:
 
 
 def _moved(move: Callable[[JaxprEqn, Part], Part | None]) -> Callable[..., Sequence[Value]]:
-    """A rule that moves the axes of each leaf in the first operand; the others say only where."""
+    """A rule that moves the axes of each leaf in the first operand; the other operands are indices."""
 
     def rule(found: Uses, eqn: JaxprEqn, operand: Value, *others: Value) -> list[Value]:
         found.end(f"'{eqn.primitive.name}' takes it", *others)
@@ -179,7 +170,7 @@ def _moved(move: Callable[[JaxprEqn, Part], Part | None]) -> Callable[..., Seque
 
 
 def _transposed(eqn: JaxprEqn, part: Part) -> Part:
-    return part.but(part.axes[a] for a in eqn.params["permutation"])
+    return part.with_axes(part.axes[a] for a in eqn.params["permutation"])
 
 
 def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
@@ -189,7 +180,7 @@ def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
 def _dropped(part: Part | None, gone: Sequence[int]) -> Part | None:
     """Without some axes of the value, of each of which one position is left."""
     left = [digits for a, digits in enumerate(part.axes) if a not in gone] if part else []
-    return part and part.but(left, [digit for a in gone for digit in part.axes[a]])
+    return part and part.with_axes(left, [digit for a in gone for digit in part.axes[a]])
 
 
 def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
@@ -206,7 +197,7 @@ def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
 def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     if 0 in before:
-        return part.but([()] * len(after))
+        return part.with_axes([()] * len(after))
     axes: list[tuple[Digit, ...]] = [()] * len(after)
     dropped: tuple[Digit, ...] = ()
     unplaced = part.unplaced
@@ -215,14 +206,14 @@ def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
         if not right:
             dropped += merged
         elif left:
-            dealt = dealt_out(
+            split = distributed(
                 [part.axes[axis] or (Digit(NOTHING, before[axis]),) for axis in left], [after[a] for a in right]
             )
-            if dealt is None:
+            if split is None:
                 unplaced = unplaced or "a reshape cuts across its axes"
-            for axis, digits in zip(right, dealt or [merged] * len(right), strict=True):
+            for axis, digits in zip(right, split or [merged] * len(right), strict=True):
                 axes[axis] = tuple(digit for digit in digits if digit.axis != NOTHING or not digit.alone)
-    return dataclasses.replace(part.but(axes, dropped), unplaced=unplaced)
+    return dataclasses.replace(part.with_axes(axes, dropped), unplaced=unplaced)
 
 
 def _reversed(eqn: JaxprEqn, part: Part) -> Part | None:
@@ -241,19 +232,19 @@ def _dynamically_sliced(found: Uses, eqn: JaxprEqn, operand: Value, *where: Valu
     if operand is None:
         return [None]
     axes = [a for a, n in enumerate(shape_of(eqn.invars[0])) if n != eqn.params["slice_sizes"][a]]
-    starts = found.arrays[1:] if found.arrays else (_SOMEWHERE,) * len(eqn.invars)
+    starts = found.arrays[1:] if found.arrays else (_UNKNOWN_START,) * len(eqn.invars)
     cuts = [(axis, starts[axis], eqn.params["slice_sizes"][axis], 1) for axis in axes]
     return [_each(operand, lambda part: _cut(part, cuts))]
 
 
-_SOMEWHERE = np.int32(0)  # where an evaluation would know the number
+_UNKNOWN_START = np.int32(0)  # only an evaluation knows the number
 
 
 def _cut(part: Part, cuts: Sequence[tuple[int, Any, int, int]]) -> Part | None:
     """Cuts axes, each from a start on to a size with a step."""
     left: Part | None = part
     for cut in cuts:
-        left = left and left.at(*cut)
+        left = left and left.sliced(*cut)
     return left
 
 
@@ -263,13 +254,13 @@ def _split(found: Uses, eqn: JaxprEqn, operand: Value) -> list[Value]:
     axis, start = eqn.params["axis"], 0
     outputs: list[Value] = []
     for size in map(int, eqn.params["sizes"]):
-        outputs.append(_each(operand, lambda part, a=start, n=size: part.at(axis, a, n)))
+        outputs.append(_each(operand, lambda part, a=start, n=size: part.sliced(axis, a, n)))
         start += size
     return outputs
 
 
 def _reduced(eqn: JaxprEqn, part: Part) -> Part:
-    return part.but(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
+    return part.with_axes(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
 
 
 def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Value]:
@@ -284,13 +275,13 @@ def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Va
         found.end("it is looked up by index", operand)
         return [None]
     gone = numbers.collapsed_slice_dims
-    starts = found.arrays[1] if found.arrays else (_SOMEWHERE,) * len(numbers.start_index_map)
+    starts = found.arrays[1] if found.arrays else (_UNKNOWN_START,) * len(numbers.start_index_map)
     cuts = [(axis, starts[place], 1, 1) for place, axis in enumerate(numbers.start_index_map) if axis in gone]
     return [_each(operand, lambda part: _dropped(_cut(part, cuts), gone))]
 
 
 def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """A product: notes the roles of both sides; what comes out is no leaf any more."""
+    """A product: notes the roles of both sides. The result is an activation, or a constant."""
     summed, _ = contraction(eqn)
     for side, operand in enumerate(operands):
         inputs, stacked = summed[side], ()
@@ -312,35 +303,32 @@ def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 
 def _scan(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    jaxpr, constants = opened(eqn.params["jaxpr"])
-    outputs = _walk(found, jaxpr, constants, scanned(found, eqn, operands))
+    outputs = _walk(found, *jaxpr_and_constants(eqn.params["jaxpr"]), scanned(found, eqn, operands))
     found.end("a 'scan' puts it out", *outputs)
     return [None] * len(eqn.outvars)
 
 
-def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _SOMEWHERE) -> list[Value]:
+def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _UNKNOWN_START) -> list[Value]:
     """What the body of a `scan` is given at a step."""
-    fixed, carried = scan_counts(eqn.params)
-    found.end("a 'scan' carries it", *operands[fixed : fixed + carried])
-    slices = [_each(value, lambda part: _dropped(part.at(0, step, 1), [0])) for value in operands[fixed + carried :]]
-    return [*operands[:fixed], *[None] * carried, *slices]
+    constants, carry, stacks = scan_operands(eqn, operands)
+    found.end("a 'scan' carries it", *carry)
+    slices = [_each(value, lambda part: _dropped(part.sliced(0, step, 1), [0])) for value in stacks]
+    return [*constants, *[None] * len(carry), *slices]
 
 
 def _while(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    carry = operands[tests + bodies :]
+    test_constants, body_constants, carry = while_operands(eqn, operands)
     found.end("a 'while' carries it", *carry)
-    nothing: list[Value] = [None] * len(carry)
-    found.end(
-        "a 'while' carries it", *_walk(found, *opened(eqn.params["body_jaxpr"]), [*operands[tests:][:bodies], *nothing])
-    )
-    _walk(found, *opened(eqn.params["cond_jaxpr"]), [*operands[:tests], *nothing])
-    return nothing
+    unknown: list[Value] = [None] * len(carry)
+    outputs = _walk(found, *jaxpr_and_constants(eqn.params["body_jaxpr"]), [*body_constants, *unknown])
+    found.end("a 'while' carries it", *outputs)
+    _walk(found, *jaxpr_and_constants(eqn.params["cond_jaxpr"]), [*test_constants, *unknown])
+    return unknown
 
 
 def _cond(found: Uses, eqn: JaxprEqn, index: Value, *operands: Value) -> list[Value]:
     found.end("it chooses a branch of 'cond'", index)
-    branches = [_walk(found, *opened(branch), operands) for branch in eqn.params["branches"]]
+    branches = [_walk(found, *jaxpr_and_constants(branch), operands) for branch in eqn.params["branches"]]
     outputs: list[Value] = []
     for variable, values in zip(eqn.outvars, zip(*branches, strict=True), strict=True):
         if any(value is None for value in values):
@@ -365,8 +353,7 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "broadcast_in_dim": _moved(_broadcast),
     "reshape": _moved(_reshaped),
     "gather": _gather,
-    "dot_general": _contract,
-    "conv_general_dilated": _contract,
+    **dict.fromkeys(CONTRACTIONS, _contract),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

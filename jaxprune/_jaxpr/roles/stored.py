@@ -1,4 +1,4 @@
-"""Evaluates a function with some kernels stored in another form: their products are the form's own."""
+"""Evaluates a function with some kernels stored in another format, by the products of that format."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from jaxprune._jaxpr.coupling.control import CALLS
+from jaxprune._jaxpr.primitives import CALLS, inner_jaxpr
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import Rule, bind, held, opened, walk
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, walk
 
 
 @runtime_checkable
-class Stored(Protocol):
-    """A kernel `(in, out)` in some form."""
+class KernelFormat(Protocol):
+    """How a kernel `(in, out)` is stored."""
 
     def dense(self) -> Any:
         """The kernel as an array."""
@@ -35,15 +35,15 @@ class Stored(Protocol):
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=["summed"])
 @dataclasses.dataclass(frozen=True)
-class Held:
+class StoredKernel:
     """A parameter, or a value of the program, that is a stored kernel.
 
     Attributes:
-      kernel: In its form.
+      kernel: In its format.
       summed: Which axis of the value is the kernel's `in`.
     """
 
-    kernel: Stored
+    kernel: KernelFormat
     summed: int
 
     def dense(self) -> Any:
@@ -57,20 +57,20 @@ def evaluate(traced: Traced, leaves: Sequence[Any], inputs: Sequence[Any]) -> An
 
     Args:
       traced: From `trace`.
-      leaves: One for each parameter of the trace, a `Held` in place of some.
+      leaves: One for each parameter of the trace, a `StoredKernel` in place of some.
       inputs: One array for each other input.
     """
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     outputs = _walk(jaxpr, constants, [*leaves, *inputs])
     return jax.tree.unflatten(traced.structure, [_dense(value) for value in outputs])
 
 
 def _walk(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    return walk(jaxpr, arguments, _rule_of, None, literal=lambda value: value, constants=constants)
+    return walk(jaxpr, arguments, _visit, None, literal=lambda value: value, constants=constants)
 
 
-def _rule_of(eqn: JaxprEqn) -> Rule:
-    return RULES.get(eqn.primitive.name, _other)
+def _visit(context: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    return RULES.get(eqn.primitive.name, _other)(context, eqn, *operands)
 
 
 def _other(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
@@ -80,26 +80,26 @@ def _other(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
 
 def _call(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jit` and the like, and functions with their own derivative: what is inside, where a stored kernel goes in."""
-    if not any(isinstance(operand, Held) for operand in operands):
+    if not any(isinstance(operand, StoredKernel) for operand in operands):
         return bind(eqn, *operands)
-    return _walk(*opened(held(eqn)), operands)
+    return _walk(*inner_jaxpr(eqn), operands)
 
 
 def _transpose(_: None, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
-    if not isinstance(operand, Held):
+    if not isinstance(operand, StoredKernel):
         return bind(eqn, operand)
-    return [Held(operand.kernel, eqn.params["permutation"].index(operand.summed))]
+    return [StoredKernel(operand.kernel, eqn.params["permutation"].index(operand.summed))]
 
 
 def _convert(_: None, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
-    if not isinstance(operand, Held):
+    if not isinstance(operand, StoredKernel):
         return bind(eqn, operand)
-    return [Held(operand.kernel.astype(eqn.params["new_dtype"]), operand.summed)]
+    return [StoredKernel(operand.kernel.astype(eqn.params["new_dtype"]), operand.summed)]
 
 
 def _product(_: None, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
-    """The form's own product, where the other side is an array and the kernel is summed over its `in` alone."""
-    sides = [side for side, operand in enumerate(operands) if isinstance(operand, Held)]
+    """The product of the format, where the other side is an array and the kernel is summed over its `in` alone."""
+    sides = [side for side, operand in enumerate(operands) if isinstance(operand, StoredKernel)]
     if len(sides) != 1 or not is_product(eqn, sides[0], operands[sides[0]].summed):
         return bind(eqn, *map(_dense, operands))
     side = sides[0]
@@ -117,7 +117,7 @@ def is_product(eqn: JaxprEqn, side: int, summed: int) -> bool:
 
 
 def _dense(value: Any) -> Any:
-    return value.dense() if isinstance(value, Held) else value
+    return value.dense() if isinstance(value, StoredKernel) else value
 
 
 RULES: dict[str, Callable[..., Sequence[Any]]] = {

@@ -1,4 +1,4 @@
-"""Re-evaluates a labelled jaxpr on smaller arrays: one rule per primitive that says a shape, all others as they are."""
+"""Re-evaluates a labelled jaxpr on smaller arrays: a rule for each primitive with a shape among its parameters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Evaluation:
     Attributes:
       labeling: The finished label pass of the same jaxpr, with its frames.
       removed: For each tag of the forest, whether its positions are removed: `(1,)`, or `(layers,)` for each layer.
-      rules: Evaluation rules by primitive; the others are bound as they are.
+      rules: Evaluation rules by primitive; primitives without one are bound with the parameters that they have.
       frame: Labels of the jaxpr being evaluated.
       layer: Which layer of the outermost scan is being evaluated.
       small: Divide sums over pruned axes by the count of what is left.
@@ -54,13 +54,13 @@ class Evaluation:
     small: bool = False
     layer: Any = None
     _kept: dict[int, tuple[Any, Kept | None]] = dataclasses.field(default_factory=dict)
-    _touched: dict[int, bool] = dataclasses.field(default_factory=dict)
+    _shrinks: dict[int, bool] = dataclasses.field(default_factory=dict)
 
     def kept(self, labels: np.ndarray) -> Kept | None:
         """What stays of an axis, or `None` if all of it does."""
         known = self._kept.get(id(labels))
         if known is None:
-            # The labels are held beside the answer, so that their id stays theirs.
+            # The labels are kept with the answer: an id is only theirs while they are alive.
             known = self._kept[id(labels)] = labels, self._find_kept(labels)
         return known[1]
 
@@ -91,13 +91,13 @@ class Evaluation:
             for width, kept in zip(shape_of(atom), self.kept_axes(atom), strict=True)
         )
 
-    def touched(self, frame: Frame) -> bool:
+    def shrinks(self, frame: Frame) -> bool:
         """Whether anything in a frame shrinks."""
-        if id(frame) not in self._touched:
-            self._touched[id(frame)] = any(
+        if id(frame) not in self._shrinks:
+            self._shrinks[id(frame)] = any(
                 self.kept(labels) is not None for value in frame.values.values() for labels in value.axes
-            ) or any(self.touched(child) for child in frame.children.values())
-        return self._touched[id(frame)]
+            ) or any(self.shrinks(child) for child in frame.children.values())
+        return self._shrinks[id(frame)]
 
     def children(self, eqn: JaxprEqn) -> list[Frame]:
         """Frames of the jaxprs that an equation holds."""
@@ -132,18 +132,14 @@ class Evaluation:
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
         """Evaluates a jaxpr in the current frame."""
-        held = [
+        small = [
             self.take(constant, self.kept_axes(variable)) if np.shape(constant) else constant
             for variable, constant in zip(jaxpr.constvars, constants, strict=True)
         ]
-        return walk(jaxpr, arguments, self.rule_of, self, literal=lambda value: value, constants=held)
-
-    def rule_of(self, eqn: JaxprEqn) -> Rule:
-        """The evaluation rule of an equation."""
-        return checked
+        return walk(jaxpr, arguments, visit, self, literal=lambda value: value, constants=small)
 
 
-def checked(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+def visit(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """Applies the rule of an equation and checks the shapes that the labels promise."""
     rule = evaluation.rules.get(eqn.primitive.name)
     outputs = bind(eqn, *operands) if rule is None else rule(evaluation, eqn, *operands)

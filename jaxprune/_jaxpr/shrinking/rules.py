@@ -12,9 +12,10 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
+from jaxprune._jaxpr.primitives import inner_jaxpr, scan_operands, while_operands
 from jaxprune._jaxpr.shrinking import derivatives
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept
-from jaxprune._jaxpr.walker import bind, held, opened, scan_counts, shape_of
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 
 
 def made_whole(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
@@ -66,7 +67,7 @@ def _positions(kept: Kept, wanted: np.ndarray) -> np.ndarray:
 
 
 def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
-    """Fewer positions around fewer."""
+    """As many padded positions as stay."""
     config = list(eqn.params["padding_config"])
     for axis, kept in enumerate(evaluation.kept_axes(eqn.outvars[0])):
         if kept is None:
@@ -106,7 +107,7 @@ def convolve(evaluation: Evaluation, eqn: JaxprEqn, image: Any, kernel: Any) -> 
 
 
 def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequence[Any]:
-    """A sum over a pruned axis divided by its width: by the smaller width, if that is what is asked for."""
+    """Under `small`, a sum over a pruned axis that is divided by its width is divided by the smaller width."""
     if evaluation.small:
         summed, count = evaluation.value(eqn.invars[0]).summed, evaluation.value(eqn.invars[1]).const
         counts = [(len(labels), evaluation.kept(labels)) for labels in summed]
@@ -119,16 +120,16 @@ def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequ
 
 def call(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jit` and other plain calls: what is inside."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
-    return evaluation.child(eqn).run(*opened(held(eqn)), operands)
+    return evaluation.child(eqn).run(*inner_jaxpr(eqn), operands)
 
 
 def remat(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jax.checkpoint` of what is inside, under the same policy."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
-    inside, (jaxpr, constants) = evaluation.child(eqn), opened(held(eqn))
+    inside, (jaxpr, constants) = evaluation.child(eqn), inner_jaxpr(eqn)
     again = jax.checkpoint(
         lambda *xs: inside.run(jaxpr, constants, xs),
         prevent_cse=eqn.params["prevent_cse"],
@@ -139,11 +140,12 @@ def remat(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any
 
 def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any]:
     """The same choice between smaller branches."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, index, *operands)
 
     def branch(number: int) -> Callable[..., list[Any]]:
-        inside, (jaxpr, constants) = evaluation.child(eqn, number), opened(eqn.params["branches"][number])
+        inside, branch_jaxpr = evaluation.child(eqn, number), eqn.params["branches"][number]
+        jaxpr, constants = jaxpr_and_constants(branch_jaxpr)
         return lambda *xs: inside.run(jaxpr, constants, xs)
 
     return lax.switch(index, [branch(i) for i in range(len(eqn.params["branches"]))], *operands)
@@ -151,57 +153,56 @@ def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> S
 
 def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same loop over a smaller carry."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
-    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    (test, test_held), (body, body_held) = opened(eqn.params["cond_jaxpr"]), opened(eqn.params["body_jaxpr"])
-    around, inside = evaluation.child(eqn, 0), evaluation.child(eqn, 1)
+    test_constants, body_constants, first = while_operands(eqn, operands)
+    test, body = jaxpr_and_constants(eqn.params["cond_jaxpr"]), jaxpr_and_constants(eqn.params["body_jaxpr"])
+    in_test, in_body = evaluation.child(eqn, 0), evaluation.child(eqn, 1)
     return lax.while_loop(
-        lambda carry: around.run(test, test_held, [*operands[:tests], *carry])[0],
-        lambda carry: inside.run(body, body_held, [*operands[tests : tests + bodies], *carry]),
-        list(operands[tests + bodies :]),
+        lambda carry: in_test.run(*test, [*test_constants, *carry])[0],
+        lambda carry: in_body.run(*body, [*body_constants, *carry]),
+        list(first),
     )
 
 
 def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same loop over smaller slices; counts layers, for constants that each layer takes its own part of."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
-    fixed, carried = scan_counts(eqn.params)
-    constants, carry, scanned = operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
+    constants, first, scanned = scan_operands(eqn, operands)
     outermost, frame = evaluation.layer is None, evaluation.child(eqn).frame
-    jaxpr, jaxpr_held = opened(eqn.params["jaxpr"])
+    jaxpr = jaxpr_and_constants(eqn.params["jaxpr"])
 
     def body(carry: list[Any], step: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
         layer, slices = step
         inside = evaluation.within(frame, layer if outermost else None)
-        outputs = inside.run(jaxpr, jaxpr_held, [*constants, *carry, *slices])
-        return outputs[:carried], outputs[carried:]
+        outputs = inside.run(*jaxpr, [*constants, *carry, *slices])
+        return outputs[: len(first)], outputs[len(first) :]
 
     length = eqn.params["length"]
     steps = (jnp.arange(length, dtype=jnp.int32), list(scanned))
     carry, stacked = lax.scan(
-        body, list(carry), steps, length=length, reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
+        body, list(first), steps, length=length, reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
     )
     return [*carry, *stacked]
 
 
 def custom_jvp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its derivative."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     return derivatives.forward(evaluation, eqn, *operands)
 
 
 def custom_vjp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its gradient."""
-    if not _touched(evaluation, eqn):
+    if not _shrinks(evaluation, eqn):
         return bind(eqn, *operands)
     return derivatives.backward(evaluation, eqn, *operands)
 
 
-def _touched(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
-    return any(evaluation.touched(frame) for frame in evaluation.children(eqn))
+def _shrinks(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
+    return any(evaluation.shrinks(frame) for frame in evaluation.children(eqn))
 
 
 RULES: dict[str, Callable[..., Sequence[Any]]] = {
@@ -215,11 +216,11 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
     "dynamic_slice": dynamic_slice,
     "conv_general_dilated": convolve,
     "div": divide,
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "xla_call"), call),
-    **dict.fromkeys(("checkpoint", "remat", "remat2"), remat),
+    **dict.fromkeys(("jit", "closed_call"), call),
+    "remat2": remat,
     "cond": cond,
     "while": while_loop,
     "scan": scan,
     "custom_jvp_call": custom_jvp,
-    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), custom_vjp),
+    "custom_vjp_call": custom_vjp,
 }

@@ -12,39 +12,41 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from jaxprune._jaxpr.roles.rules import RULES, callee
+from jaxprune._jaxpr.primitives import callee, scan_operands
 from jaxprune._jaxpr.tracing import Traced
-from jaxprune._jaxpr.walker import bind, opened, scan_counts, shape_of, walk
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of, walk
 
 Pair: TypeAlias = tuple[Any, frozenset[int] | None]
-"""An array, and the leaves that it is made of; `None` if it depends on the inputs."""
+"""An array, and the leaves that it is made of, empty for a constant; `None` if it depends on the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Flattening:
     """Which leaves a scan is unrolled for."""
 
-    picked: frozenset[int]
+    targets: frozenset[int]
 
     def walk(self, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Pair]) -> list[Pair]:
-        held = [(constant, frozenset[int]()) for constant in constants]
+        def constant(value: Any) -> Pair:
+            return value, frozenset()
+
         return walk(
-            jaxpr, arguments, lambda _: _visit, self, literal=lambda value: (value, frozenset[int]()), constants=held
+            jaxpr, arguments, _visit, self, literal=constant, constants=[constant(value) for value in constants]
         )
 
 
-def flatten(traced: Traced, picked: Collection[int]) -> ClosedJaxpr:
-    """The same program without calls, and without the scans that step along a picked leaf.
+def flatten(traced: Traced, targets: Collection[int]) -> ClosedJaxpr:
+    """The same program without calls, and without the scans that step along a target.
 
     Each step takes its slices with `dynamic_slice` at a literal index, so that steps differ in nothing else.
 
     Args:
       traced: From `trace`.
-      picked: Indices of leaves.
+      targets: Indices of leaves.
     """
-    jaxpr, constants = opened(traced.jaxpr)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = len(traced.leaves)
-    flattening = _Flattening(frozenset(picked))
+    flattening = _Flattening(frozenset(targets))
 
     def flat(arrays: Sequence[Any]) -> list[Any]:
         pairs: list[Pair] = [(x, frozenset([i]) if i < leaves else None) for i, x in enumerate(arrays)]
@@ -59,8 +61,7 @@ def _visit(flattening: _Flattening, eqn: JaxprEqn, *pairs: Pair) -> list[Pair]:
     arrays = [array for array, _ in pairs]
     if eqn.primitive.name == "scan" and _steps_along(flattening, eqn, pairs):
         return _unrolled(flattening, eqn, pairs)
-    called = None if eqn.primitive.name in RULES else callee(eqn)
-    if called is not None:
+    if (called := callee(eqn)) is not None:
         return flattening.walk(*called, pairs)
     made_of = [leaves for _, leaves in pairs]
     whole = None if any(leaves is None for leaves in made_of) else frozenset(i for s in made_of for i in s or ())
@@ -75,19 +76,18 @@ def _visit(flattening: _Flattening, eqn: JaxprEqn, *pairs: Pair) -> list[Pair]:
 
 
 def _steps_along(flattening: _Flattening, eqn: JaxprEqn, pairs: Sequence[Pair]) -> bool:
-    stepped = pairs[sum(scan_counts(eqn.params)) :]
-    return any(leaves and leaves & flattening.picked for _, leaves in stepped)
+    _, _, scanned = scan_operands(eqn, pairs)
+    return any(leaves and leaves & flattening.targets for _, leaves in scanned)
 
 
 def _unrolled(flattening: _Flattening, eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Pair]:
-    fixed, carried = scan_counts(eqn.params)
-    constants, carry, stepped = pairs[:fixed], list(pairs[fixed : fixed + carried]), pairs[fixed + carried :]
+    constants, carry, scanned = scan_operands(eqn, pairs)
     length = eqn.params["length"]
     rows: list[list[Pair]] = [[]] * length
     for step in reversed(range(length)) if eqn.params["reverse"] else range(length):
-        slices = [(_position(array, step), leaves) for array, leaves in stepped]
-        outputs = flattening.walk(*opened(eqn.params["jaxpr"]), [*constants, *carry, *slices])
-        carry, rows[step] = outputs[:carried], outputs[carried:]
+        slices = [(_position(array, step), leaves) for array, leaves in scanned]
+        outputs = flattening.walk(*jaxpr_and_constants(eqn.params["jaxpr"]), [*constants, *carry, *slices])
+        carry, rows[step] = outputs[: len(carry)], outputs[len(carry) :]
     stacked = [lax.concatenate([lax.expand_dims(x, (0,)) for x, _ in column], 0) for column in zip(*rows, strict=True)]
     return [*carry, *((array, None) for array in stacked)]
 

@@ -10,10 +10,10 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Var
 
 from jaxprune._jaxpr.roles.rules import Use
+from jaxprune._jaxpr.staging.addends import Addends
 from jaxprune._jaxpr.staging.flattening import flatten
 from jaxprune._jaxpr.staging.segment import Segment
-from jaxprune._jaxpr.staging.stages import Site, planned, sites
-from jaxprune._jaxpr.staging.sums import Sums
+from jaxprune._jaxpr.staging.stages import ProductSite, product_sites, stages_of
 from jaxprune._jaxpr.tracing import Traced
 
 
@@ -22,8 +22,8 @@ class Program:
 
     Args:
       traced: From `trace`.
-      picked: How the leaves that will change are used, by index.
-      summed: Whether to find what products are added to.
+      targets: How the leaves that will change are used, by index.
+      with_addends: Whether to find what products are added to.
 
     Attributes:
       stages: In order.
@@ -31,22 +31,22 @@ class Program:
       constants: What the program holds besides.
 
     Raises:
-      ValueError: Where a picked leaf lies in a stack is not known; the message names its path.
+      ValueError: Which layer of a stack a product uses is not known; the message names the path.
     """
 
-    def __init__(self, traced: Traced, picked: Mapping[int, Use], summed: bool = False):
-        closed = flatten(traced, picked)
+    def __init__(self, traced: Traced, targets: Mapping[int, Use], with_addends: bool = False):
+        closed = flatten(traced, targets)
         self._eqns = closed.jaxpr.eqns
         self._leaves, self.inputs = closed.jaxpr.invars[: len(traced.leaves)], closed.jaxpr.invars[len(traced.leaves) :]
         self.constants = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         self._made = {variable: i for i, eqn in enumerate(self._eqns) for variable in eqn.outvars}
         self._varying = _varying(closed, self.inputs)
-        found = sites(traced, closed, picked)
-        if summed:
-            sums = Sums(closed.jaxpr, self._made, self._varying)
-            found = [site if site.look.side is None else replace(site, sum=sums.of(site.position)) for site in found]
-        self.stages = planned(found, lambda v: self._made.get(v, -1) if v in self._varying else math.inf)
-        self._last = self._last_uses(found)
+        sites = product_sites(traced, closed, targets)
+        if with_addends:
+            addends = Addends(closed.jaxpr, self._made, self._varying)
+            sites = [s if s.observer.side is None else replace(s, addend=addends.of(s.position)) for s in sites]
+        self.stages = stages_of(sites, lambda v: self._made.get(v, -1) if v in self._varying else math.inf)
+        self._last = self._last_uses(sites)
         self._segments: dict[int, Segment] = {}
 
     def leaves(self, arrays: Iterable[Any]) -> dict[Var, Any]:
@@ -54,14 +54,14 @@ class Program:
         return dict(zip(self._leaves, arrays, strict=True))
 
     def segment(self, number: int) -> Segment:
-        """The equations from one stage to the next, as far as they matter."""
+        """The equations from the stage before to a stage, without those that no stage needs."""
         if number not in self._segments:
             start, stop = self.stages[number - 1].position if number else 0, self.stages[number].position
-            chosen = [i for i in range(start, stop) if self._matters(i)]
+            chosen = [i for i in range(start, stop) if self._is_needed(i)]
             outputs = dict.fromkeys(v for i in chosen for v in self._eqns[i].outvars if self._last.get(v, -1) >= stop)
-            looked_at = (v for look in self.stages[number].looks for v in look.sources)
-            outputs |= dict.fromkeys(v for v in looked_at if v in self._made and v not in self._varying)
-            eqns = [self._eqns[i] for i in self._with_fixed(chosen, outputs)]
+            observed = (v for observation in self.stages[number].observations for v in observation.sources)
+            outputs |= dict.fromkeys(v for v in observed if v in self._made and v not in self._varying)
+            eqns = [self._eqns[i] for i in self._with_parameters_only(chosen, outputs)]
             self._segments[number] = Segment(eqns, tuple(outputs))
         return self._segments[number]
 
@@ -69,11 +69,11 @@ class Program:
         """Whether a value is needed from a position on."""
         return self._last.get(variable, -1) >= position
 
-    def _matters(self, position: int) -> bool:
+    def _is_needed(self, position: int) -> bool:
         return any(v in self._last and v in self._varying for v in self._eqns[position].outvars)
 
-    def _with_fixed(self, chosen: Sequence[int], outputs: Iterable[Var]) -> list[int]:
-        """Adds what is made of parameters alone: it is made anew where it is needed, since parameters change."""
+    def _with_parameters_only(self, chosen: Sequence[int], outputs: Iterable[Var]) -> list[int]:
+        """Adds the equations that depend on parameters alone: parameters change, so their results are not kept."""
         found = set(chosen)
         queue = [*outputs, *(v for i in chosen for v in _variables(self._eqns[i].invars))]
         while queue:
@@ -84,13 +84,13 @@ class Program:
                 queue += _variables(self._eqns[position].invars)
         return sorted(found)
 
-    def _last_uses(self, found: Sequence[Site]) -> dict[Var, int]:
-        """Where each value is needed last, for what the stages look at."""
+    def _last_uses(self, sites: Sequence[ProductSite]) -> dict[Var, int]:
+        """Where each value is needed last for what the stages observe."""
         last: dict[Var, int] = {}
-        for site in found:
-            needed = site.sources if site.sum is None else (*site.sources, site.sum.added)
+        for site in sites:
+            needed = site.sources if site.addend is None else (*site.sources, site.addend.variable)
             last |= {variable: max(site.position, last.get(variable, -1)) for variable in needed}
-        for position in reversed(range(max((site.position for site in found), default=0))):
+        for position in reversed(range(max((site.position for site in sites), default=0))):
             if any(v in last for v in self._eqns[position].outvars):
                 for variable in _variables(self._eqns[position].invars):
                     last[variable] = max(position, last.get(variable, -1))
@@ -114,14 +114,15 @@ class Run:
         segment = self.program.segment(number)
         known = self.program.constants | self.program.leaves(leaves) | self._values
         self._values.update(zip(segment.outputs, segment([known[v] for v in segment.inputs]), strict=True))
-        looks = self.program.stages[number].looks
-        needed = {v for look in looks for v in look.sources}
-        needed |= {term.sum.added for term in self.program.stages[number].terms}
-        position = self.program.stages[number].position
-        self._values = {v: value for v, value in self._values.items() if v in needed or self.program.keeps(v, position)}
+        stage = self.program.stages[number]
+        needed = {v for observation in stage.observations for v in observation.sources}
+        needed |= {term.addend.variable for term in stage.terms}
+        self._values = {
+            v: value for v, value in self._values.items() if v in needed or self.program.keeps(v, stage.position)
+        }
 
-    def seen(self, sources: Sequence[Var], leaves: Iterable[Any]) -> list[Any]:
-        """The values of what a stage looks at."""
+    def values(self, sources: Sequence[Var], leaves: Iterable[Any]) -> list[Any]:
+        """The values of what a stage observes."""
         known = self.program.constants | self.program.leaves(leaves) | self._values
         return [known[variable] for variable in sources]
 

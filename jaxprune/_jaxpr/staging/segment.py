@@ -1,4 +1,4 @@
-"""A stretch of a flat jaxpr as a program of its own; equal stretches, such as a model's layers, are compiled once."""
+"""A part of a flat jaxpr as a program of its own; equal parts, such as a model's layers, are compiled once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jaxprune._jaxpr.walker import bind, opened
+from jaxprune._jaxpr.walker import bind, jaxpr_and_constants
 
 _INDEXED = {"dynamic_slice": 1, "dynamic_update_slice": 2}  # which operand is the first index
 
@@ -61,7 +61,7 @@ def _run(segment: Segment, values: list[Any], lifted: list[Any]) -> list[Any]:
 
 
 def _key(eqns: Sequence[JaxprEqn], outputs: Sequence[Any], numbers: dict[Var, int], lifted: list[Any]) -> Any:
-    """Equations with variables numbered as they appear: the same for two stretches only if they compute the same."""
+    """Equations with variables numbered as they appear: the same for two segments only if they compute the same."""
 
     def atom(atom: Any) -> Any:
         if isinstance(atom, Literal):
@@ -85,7 +85,7 @@ def _key(eqns: Sequence[JaxprEqn], outputs: Sequence[Any], numbers: dict[Var, in
 def _value_key(value: Any) -> Any:
     """Something hashable that is equal only if the parameter of an equation is; its identity where nothing is known."""
     if isinstance(value, ClosedJaxpr | Jaxpr):
-        jaxpr, constants = opened(value)
+        jaxpr, constants = jaxpr_and_constants(value)
         numbers = {variable: i for i, variable in enumerate((*jaxpr.constvars, *jaxpr.invars))}
         shapes = tuple(str(variable.aval) for variable in numbers)
         return shapes, tuple(map(id, constants)), _key(jaxpr.eqns, jaxpr.outvars, numbers, lifted := []), tuple(lifted)

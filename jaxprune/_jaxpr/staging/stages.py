@@ -11,16 +11,14 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
+from jaxprune._jaxpr.primitives import CONTRACTIONS, CONTROL
 from jaxprune._jaxpr.roles import rules
 from jaxprune._jaxpr.roles.capture import Capture, Record, visit
+from jaxprune._jaxpr.roles.operands import Product
 from jaxprune._jaxpr.roles.parts import Part
 from jaxprune._jaxpr.roles.rules import Use, Value
-from jaxprune._jaxpr.roles.seen import Product
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import shape_of
-
-_PRODUCTS = ("dot_general", "conv_general_dilated")
-_CONTROL = ("scan", "while", "cond")
 
 Place: TypeAlias = tuple[tuple[int, int, int], ...]
 """`(axis, start, size)` for each stacked axis of a leaf."""
@@ -42,12 +40,12 @@ class Unit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """How to see what a unit is multiplied by; equal looks at the same variables see the same.
+class Observer:
+    """Records what a unit is multiplied by; equal observers of the same variables record the same.
 
     Attributes:
       shape: Of the unit.
-      key: Decides equality.
+      key: What equality is decided by.
       eqn: The product, or the loop or branch that holds it.
       leaf: Index of the leaf.
       side: Which operand of the product the leaf is.
@@ -61,109 +59,109 @@ class Look:
     side: int | None = dataclasses.field(compare=False)
     values: tuple[Value, ...] = dataclasses.field(compare=False)
 
-    def take(self, state: Any, seen: Sequence[Any], record: Record) -> Any:
-        """Takes what is seen into a state.
+    def take(self, state: Any, arrays: Sequence[Any], record: Record) -> Any:
+        """Records some arrays in a state.
 
         Args:
           state: As `record` has it.
-          seen: The values of the variables that the look is at.
+          arrays: The values of the observed variables.
           record: `record(product, state)`.
         """
-        if (product := self.product(seen)) is not None:
+        if (product := self.product(arrays)) is not None:
             return record(product, state)
         capture = Capture(record, [len(self.shape)] * (self.leaf + 1), {self.leaf: state})
-        arrays = iter(seen)
-        operands = [atom.val if isinstance(atom, Literal) else next(arrays) for atom in self.eqn.invars]
+        remaining = iter(arrays)
+        operands = [atom.val if isinstance(atom, Literal) else next(remaining) for atom in self.eqn.invars]
         visit(capture, self.eqn, *zip(operands, self.values, strict=True))
         return capture.states[self.leaf]
 
-    def product(self, seen: Sequence[Any]) -> Product | None:
+    def product(self, arrays: Sequence[Any]) -> Product | None:
         """The product, if it is a single one; `None` of a loop or a branch.
 
         Args:
-          seen: The values of the variables that the look is at.
+          arrays: The values of the observed variables.
         """
         if self.side is None:
             return None
-        operands = [_abstract(atom) if side == self.side else seen[0] for side, atom in enumerate(self.eqn.invars)]
+        operands = [_abstract(atom) if side == self.side else arrays[0] for side, atom in enumerate(self.eqn.invars)]
         part = (self.values[self.side] or {})[self.leaf]
         return Product(self.leaf, len(self.shape), self.eqn, self.side, part, operands, _abstract(self.eqn.outvars[0]))
 
 
-class Sum(NamedTuple):
+class Addend(NamedTuple):
     """Something that the program adds to a product, as in a residual stream.
 
     Attributes:
-      added: The variable.
+      variable: What is added.
       order: Its axes in the order of the product's.
     """
 
-    added: Var
+    variable: Var
     order: tuple[int, ...]
 
 
 class Term(NamedTuple):
-    """A unit whose product is added to something that is known by then.
+    """A unit whose product is added to something that is known at the stage.
 
     Attributes:
       unit: The unit.
       sources: The variables that it is multiplied by.
-      look: How to see them.
-      sum: What it is added to.
+      observer: Of these variables.
+      addend: What the product is added to.
     """
 
     unit: Unit
     sources: tuple[Var, ...]
-    look: Look
-    sum: Sum
+    observer: Observer
+    addend: Addend
 
 
-class Glance(NamedTuple):
-    """A look at some variables, for units that share what is seen.
+class Observation(NamedTuple):
+    """An observer of some variables, for units that share what it records.
 
     Attributes:
       sources: The variables.
-      look: How to see them.
-      units: For which units.
+      observer: Of these variables.
+      units: The units.
     """
 
     sources: tuple[Var, ...]
-    look: Look
+    observer: Observer
     units: tuple[Unit, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class ProductSite:
     """A place in the program where units are multiplied by something.
 
     Attributes:
       position: Of the equation.
       unit: The unit.
       sources: The variables that it is multiplied by.
-      look: How to see that.
-      sum: What the product is added to, if that is looked for and known before the product.
+      observer: Of these variables.
+      addend: What the product is added to, if that is looked for and known before the product.
     """
 
     position: int
     unit: Unit
     sources: tuple[Var, ...]
-    look: Look
-    sum: Sum | None = None
+    observer: Observer
+    addend: Addend | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Evaluate up to a position, look, and change some units.
+    """Evaluate up to a position, observe, and change some units.
 
     Attributes:
       position: Of the first equation that is not evaluated yet.
-      looks: What to look at.
-      units: Those that nothing else is to be known of.
-      terms: Of what is looked at, what is added to something.
+      observations: What to observe.
+      units: The units to change: all that they multiply has been observed by then.
+      terms: The observed units whose products are added to something.
     """
 
     position: int
-    looks: tuple[Glance, ...]
+    observations: tuple[Observation, ...]
     units: tuple[Unit, ...]
     terms: tuple[Term, ...]
 
@@ -172,23 +170,23 @@ def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 
-def sites(traced: Traced, closed: ClosedJaxpr, picked: Mapping[int, Use]) -> list[Site]:
+def product_sites(traced: Traced, closed: ClosedJaxpr, targets: Mapping[int, Use]) -> list[ProductSite]:
     """Follows the leaves through the flat program to their products."""
-    jaxpr, uses, found = closed.jaxpr, rules.Uses(), list[Site]()
+    jaxpr, uses, found = closed.jaxpr, rules.Uses(), list[ProductSite]()
     values: dict[Var, Value] = {variable: {} for variable in jaxpr.constvars} | dict.fromkeys(jaxpr.invars, None)
     for index, variable in enumerate(jaxpr.invars[: len(traced.leaves)]):
         values[variable] = rules.whole(index, shape_of(variable))
     for position, eqn in enumerate(jaxpr.eqns):
         operands = [{} if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
-        met = [(side, leaf) for side, value in enumerate(operands) for leaf in value or () if leaf in picked]
+        entered = [(side, leaf) for side, value in enumerate(operands) for leaf in value or () if leaf in targets]
         name = eqn.primitive.name
-        if name in _PRODUCTS:
-            found += [_product(traced, position, eqn, operands, side, leaf, picked[leaf]) for side, leaf in met]
-        elif name in _CONTROL:
-            leaves = dict.fromkeys(leaf for _, leaf in met)
-            found += [_control(traced, position, eqn, operands, leaf, picked[leaf]) for leaf in leaves]
+        if name in CONTRACTIONS:
+            found += [_product(traced, position, eqn, operands, side, leaf, targets[leaf]) for side, leaf in entered]
+        elif name in CONTROL:
+            leaves = dict.fromkeys(leaf for _, leaf in entered)
+            found += [_control(traced, position, eqn, operands, leaf, targets[leaf]) for leaf in leaves]
         uses.arrays = [_known(atom) for atom in eqn.invars]
-        values.update(zip(eqn.outvars, rules.RULES.get(name, rules.other)(uses, eqn, *operands), strict=True))
+        values.update(zip(eqn.outvars, rules.visit(uses, eqn, *operands), strict=True))
     return found
 
 
@@ -201,7 +199,7 @@ def _known(atom: Any) -> Any:
 
 def _product(
     traced: Traced, position: int, eqn: JaxprEqn, operands: Sequence[Value], side: int, leaf: int, use: Use
-) -> Site:
+) -> ProductSite:
     part = (operands[side] or {})[leaf]
     place = _place(part, use, traced.leaves[leaf].shape)
     if any(start != start for _, start, _ in place):
@@ -212,15 +210,15 @@ def _product(
     starts = {axis: start for axis, start in part.starts.items() if axis not in use.stacked}
     part = dataclasses.replace(part, starts=starts)
     unit = _unit(leaf, traced.leaves[leaf].shape, place)
-    seen = tuple({leaf: part} if s == side else None for s in range(2))
+    values: tuple[Value, ...] = tuple({leaf: part} if s == side else None for s in range(2))
     source = eqn.invars[1 - side]
     if not isinstance(source, Var):
         raise ValueError(f"'{traced.paths[leaf]}' is multiplied by a constant. Leave it out with `where=`.")
-    look = Look(unit.shape, _look_key(eqn, side, part, len(unit.shape), use), eqn, leaf, side, seen)
-    return Site(position, unit, (source,), look)
+    observer = Observer(unit.shape, _observer_key(eqn, side, part, len(unit.shape), use), eqn, leaf, side, values)
+    return ProductSite(position, unit, (source,), observer)
 
 
-def _look_key(eqn: JaxprEqn, side: int, part: Part, rank: int, use: Use) -> Any:
+def _observer_key(eqn: JaxprEqn, side: int, part: Part, rank: int, use: Use) -> Any:
     common = (rank, use.inputs, use.stacked, use.groups, part.unplaced, tuple(sorted(part.starts.items())))
     if eqn.primitive.name != "dot_general":
         return id(eqn), common
@@ -233,16 +231,18 @@ def _look_key(eqn: JaxprEqn, side: int, part: Part, rank: int, use: Use) -> Any:
     return len(contracted[0]), pairs, common
 
 
-def _control(traced: Traced, position: int, eqn: JaxprEqn, operands: Sequence[Value], leaf: int, use: Use) -> Site:
-    """A loop or a branch with a leaf: everything in it is looked at with the leaf as it is."""
+def _control(
+    traced: Traced, position: int, eqn: JaxprEqn, operands: Sequence[Value], leaf: int, use: Use
+) -> ProductSite:
+    """A loop or a branch that a leaf enters: all its products are observed at once, and the leaf is one unit."""
     shape = traced.leaves[leaf].shape
     unit = _unit(leaf, shape, tuple((axis, 0, shape[axis]) for axis in use.stacked))
-    look = Look(shape, (id(eqn), leaf), eqn, leaf, None, tuple(operands))
-    return Site(position, unit, tuple(atom for atom in eqn.invars if isinstance(atom, Var)), look)
+    observer = Observer(shape, (id(eqn), leaf), eqn, leaf, None, tuple(operands))
+    return ProductSite(position, unit, tuple(atom for atom in eqn.invars if isinstance(atom, Var)), observer)
 
 
 def _place(part: Part, use: Use, shape: Sequence[int]) -> Place:
-    """Which part of each stacked axis a product sees."""
+    """Which part of each stacked axis a product uses."""
     sizes = dict.fromkeys(use.stacked, 1)
     for digit in (digit for digits in part.axes for digit in digits if digit.axis in sizes):
         sizes[digit.axis] *= digit.size
@@ -254,24 +254,29 @@ def _unit(leaf: int, shape: Sequence[int], place: Place) -> Unit:
     return Unit(leaf, place, tuple(sizes.get(axis, n) for axis, n in enumerate(shape)))
 
 
-def planned(sites: Sequence[Site], made: Callable[[Var], float]) -> tuple[Stage, ...]:
-    """Looks as early as a source is there, and changes a unit once everything that it multiplies has been looked at."""
+def stages_of(sites: Sequence[ProductSite], made: Callable[[Var], float]) -> tuple[Stage, ...]:
+    """Observes as early as the sources are known, and changes a unit once everything that it multiplies was observed.
+
+    Args:
+      sites: In the order of the program.
+      made: The position at which a variable is made; infinite if it does not depend on the inputs.
+    """
     stages = list[Stage]()
     left = list(sites)
     while left:
         position = left[0].position
         ready = [site for site in left if site.position == position or all(made(v) < position for v in site.sources)]
         left = [site for site in left if site not in ready]
-        looks: dict[tuple[tuple[Var, ...], Look], dict[Unit, None]] = {}
+        units_of: dict[tuple[tuple[Var, ...], Observer], dict[Unit, None]] = {}
         for site in ready:
-            looks.setdefault((site.sources, site.look), {})[site.unit] = None
+            units_of.setdefault((site.sources, site.observer), {})[site.unit] = None
         waiting = {site.unit for site in left}
         done = dict.fromkeys(site.unit for site in ready if site.unit not in waiting)
-        glances = tuple(Glance(sources, look, tuple(units)) for (sources, look), units in looks.items())
+        observations = tuple(Observation(*key, tuple(units)) for key, units in units_of.items())
         terms = [
-            Term(site.unit, site.sources, site.look, site.sum)
+            Term(site.unit, site.sources, site.observer, site.addend)
             for site in ready
-            if site.sum is not None and made(site.sum.added) < position
+            if site.addend is not None and made(site.addend.variable) < position
         ]
-        stages.append(Stage(position, glances, tuple(done), tuple(terms)))
+        stages.append(Stage(position, observations, tuple(done), tuple(terms)))
     return tuple(stages)

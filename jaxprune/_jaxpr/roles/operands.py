@@ -1,4 +1,4 @@
-"""What a product with a parameter sees and gives, laid out as the parameter is."""
+"""The operands and the result of a product with a parameter, laid out as the parameter is."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jaxprune._jaxpr.walker import shape_of
 Digits: TypeAlias = tuple[Digit, ...]
 
 
-class Unclear(ValueError):
-    """What a product sees cannot be brought into the leaf's layout; the message says why."""
+class UnsupportedProduct(ValueError):
+    """The operands of a product cannot be brought into the leaf's layout; the message says why."""
 
 
-class Seen(NamedTuple):
+class AlignedValues(NamedTuple):
     """An operand or the result of a product with a leaf.
 
     Attributes:
@@ -45,9 +45,9 @@ class Product:
       rank: How many axes it has.
       eqn: A `dot_general` or `conv_general_dilated`.
       side: Which operand the leaf is.
-      part: Where in that operand it lies.
+      part: How that operand is made of the leaf.
       operands: Both operands.
-      result: What comes out.
+      result: Of the product.
     """
 
     leaf: int
@@ -58,11 +58,11 @@ class Product:
     operands: Sequence[Any]
     result: Any
 
-    def inputs(self) -> Seen:
-        """What the leaf is multiplied by; the positions along the leaf's input and stacked axes are told apart.
+    def inputs(self) -> AlignedValues:
+        """What the leaf is multiplied by, with the leaf's input and stacked axes at their full size.
 
         Raises:
-          Unclear: It is not understood; the message gives the reason.
+          UnsupportedProduct: It is not understood; the message gives the reason.
         """
         if self.eqn.primitive.name == "dot_general":
             values, roles = self.operands[1 - self.side], self._roles()
@@ -70,11 +70,11 @@ class Product:
             values, roles = self._patches()
         return self._arranged(values, roles)
 
-    def outputs(self) -> Seen:
-        """What comes out; the positions along the leaf's output and stacked axes are told apart.
+    def outputs(self) -> AlignedValues:
+        """The result, with the leaf's output and stacked axes at their full size.
 
         Raises:
-          Unclear: It is not understood; the message gives the reason.
+          UnsupportedProduct: It is not understood; the message gives the reason.
         """
         if self.eqn.primitive.name == "dot_general":
             return self._arranged(self.result, self._result_roles())
@@ -89,7 +89,7 @@ class Product:
         roles: list[Digits | None] = [None] * self.operands[1 - self.side].ndim
         for ours, theirs in zip(contracted[self.side], contracted[1 - self.side], strict=True):
             if not self.part.axes[ours] and self.operands[self.side].shape[ours] > 1:
-                raise Unclear("it is repeated along an axis that the product sums over")
+                raise UnsupportedProduct("it is repeated along an axis that the product sums over")
             roles[theirs] = self.part.axes[ours]
         for ours, theirs in zip(batch[self.side], batch[1 - self.side], strict=True):
             roles[theirs] = self.part.axes[ours] or None
@@ -110,7 +110,7 @@ class Product:
         params = self.eqn.params
         numbers, groups = params["dimension_numbers"], params["feature_group_count"]
         if self.side == 0 or params["batch_group_count"] != 1:
-            raise Unclear("it is the image of a convolution, not its kernel")
+            raise UnsupportedProduct("it is the image of a convolution, not its kernel")
         kernel = shape_of(self.eqn.invars[1])
         image = jnp.transpose(self.operands[0], (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
         spacing = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
@@ -139,13 +139,13 @@ class Product:
             or not produced[0].alone
             or self.part.starts.get(produced[0].axis)
         ):
-            raise Unclear("its groups do not lie along one whole axis")
+            raise UnsupportedProduct("its groups do not lie along one whole axis")
         return (Digit(produced[0].axis, groups),)
 
-    def _arranged(self, values: Any, roles: Sequence[Digits | None]) -> Seen:
+    def _arranged(self, values: Any, roles: Sequence[Digits | None]) -> AlignedValues:
         """Splits the axes into digits and brings these into the leaf's order."""
         if self.part.unplaced:
-            raise Unclear(self.part.unplaced)
+            raise UnsupportedProduct(self.part.unplaced)
         shape, samples, digits = list[int](), list[int](), list[tuple[int, Digit]]()
         for axis, role in enumerate(roles):
             if role and not role[0].alone:
@@ -161,21 +161,21 @@ class Product:
         digits.sort(key=lambda item: (item[1].axis, -abs(item[1].stride)))
         values = values.transpose(*samples, *(place for place, _ in digits))
         extent, start = self._extents([digit for _, digit in digits])
-        return Seen(values.reshape(*values.shape[: len(samples)], *extent), len(samples), start)
+        return AlignedValues(values.reshape(*values.shape[: len(samples)], *extent), len(samples), start)
 
     def _extents(self, digits: Sequence[Digit]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
         """Size and start along each axis of the leaf, of digits in the leaf's order."""
         extent, start = [1] * self.rank, [0] * self.rank
         for axis in range(self.rank):
-            mine = [digit for digit in digits if digit.axis == axis]
-            if mine or axis in self.part.stacked:
+            on_axis = [digit for digit in digits if digit.axis == axis]
+            if on_axis or axis in self.part.stacked:
                 start[axis] = self.part.starts.get(axis, 0)
-            extent[axis] = math.prod(digit.size for digit in mine)
+            extent[axis] = math.prod(digit.size for digit in on_axis)
             step = extent[axis]
-            for digit in mine:
+            for digit in on_axis:
                 step //= digit.size
                 if digit.size > 1 and abs(digit.stride) != step:
-                    raise Unclear("positions that do not follow each other are multiplied together")
+                    raise UnsupportedProduct("positions that do not follow each other are multiplied together")
                 if digit.stride < 0:
                     start[axis] += digit.stride * (digit.size - 1)
         return tuple(extent), tuple(start)

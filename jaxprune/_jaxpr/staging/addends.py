@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from jaxprune._jaxpr.staging.stages import Sum
+from jaxprune._jaxpr.staging.stages import Addend
 from jaxprune._jaxpr.walker import shape_of
 
 
-class Sums:
-    """The sums of a flat program.
+class Addends:
+    """What the products of a flat program are added to.
 
     Args:
       jaxpr: The program.
@@ -28,8 +28,8 @@ class Sums:
                     self._readers.setdefault(atom, []).append(eqn)
         self._returned = {atom for atom in jaxpr.outvars if isinstance(atom, Var)}
 
-    def of(self, position: int) -> Sum | None:
-        """What is added to the result of an equation, once it is known before it; biases are passed over."""
+    def of(self, position: int) -> Addend | None:
+        """What is added to an equation's result, if known before it. Parameters that are added are passed over."""
         variable = self._eqns[position].outvars[0]
         order = tuple(range(len(shape_of(variable))))
         while len(readers := self._readers.get(variable, ())) == 1 and variable not in self._returned:
@@ -37,11 +37,11 @@ class Sums:
             if eqn.primitive.name == "transpose":
                 order = tuple(order[axis] for axis in eqn.params["permutation"])
             elif eqn.primitive.name == "add":
-                others = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self._varying]
-                added = [atom for atom in others if atom is not variable]
-                if added:
-                    known = self._made.get(added[0], -1) < position and shape_of(added[0]) == shape_of(variable)
-                    return Sum(added[0], _inverse(order)) if known else None
+                varying = [atom for atom in eqn.invars if isinstance(atom, Var) and atom in self._varying]
+                others = [atom for atom in varying if atom is not variable]
+                if others:
+                    known = self._made.get(others[0], -1) < position and shape_of(others[0]) == shape_of(variable)
+                    return Addend(others[0], _inverse(order)) if known else None
             elif eqn.primitive.name != "convert_element_type":
                 return None
             variable = eqn.outvars[0]

@@ -1,0 +1,102 @@
+"""What the visitors of a jaxpr share: tables of primitives, the parts of loops and calls, and how reshapes align."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from jaxprune._jaxpr.walker import jaxpr_and_constants
+
+T = TypeVar("T")
+
+CONTRACTIONS = ("dot_general", "conv_general_dilated")
+CONTROL = ("scan", "while", "cond")
+# Calls that can be rebuilt around smaller operands.
+CALLS = ("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call")
+
+# f(0) = 0, so a position that held 0 still does.
+ZERO_PRESERVING = frozenset(
+    "neg sign abs floor ceil round sqrt cbrt sin tan sinh tanh asin atan asinh atanh expm1 log1p erf erf_inv "
+    "convert_element_type reduce_precision square real imag conj copy stop_gradient".split()
+)
+# The result has the values of the operand, up to rounding, at the same positions.
+ONE_TO_ONE = frozenset("convert_element_type copy reduce_precision sharding_constraint reshard".split())
+ELEMENTWISE = ZERO_PRESERVING | frozenset(
+    "add sub mul div rem max min pow integer_pow atan2 nextafter and or xor not eq ne lt le gt ge eq_to le_to lt_to "
+    "add_any exp exp2 log log2 logistic cos cosh acos acosh rsqrt is_finite population_count clz select_n clamp "
+    "shift_left shift_right_logical shift_right_arithmetic lgamma digamma polygamma erfc igamma igammac igamma_grad_a "
+    "regularized_incomplete_beta bessel_i0e bessel_i1e zeta threefry2x32 complex "
+    "sharding_constraint reshard optimization_barrier bitcast_convert_type".split()
+)
+
+_INNER_JAXPR = ("jaxpr", "call_jaxpr")
+# These hold how two numbers are combined, which is no program of their operands.
+_REDUCTIONS = ("reduce", "reduce_window")
+
+
+def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]]:
+    """The jaxpr that an equation holds, and its constants."""
+    for name in _INNER_JAXPR:
+        if name in eqn.params:
+            return jaxpr_and_constants(eqn.params[name])
+    raise TypeError(f"`{eqn.primitive.name}` holds no jaxpr under a known name; it has {sorted(eqn.params)}.")
+
+
+def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
+    """The jaxpr that an equation calls on its operands as they are, and its constants; `None` if it calls none.
+
+    A call is known by what it holds and not by its name, so that calls of later versions of JAX are looked into too.
+    """
+    if eqn.primitive.name in (*CONTROL, *_REDUCTIONS) or not any(name in eqn.params for name in _INNER_JAXPR):
+        return None
+    jaxpr, constants = inner_jaxpr(eqn)
+    return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
+
+
+def scan_operands(eqn: JaxprEqn, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+    """The operands of a `scan`: its constants, what it carries, and what every step takes one position of."""
+    if "num_consts" in eqn.params:
+        fixed, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    else:
+        # JAX 0.12 replaced the two counts by flat trees.
+        constants, carry, _ = eqn.params["ft_in"].unpack()
+        fixed, carried = len(constants), len(carry)
+    return operands[:fixed], operands[fixed : fixed + carried], operands[fixed + carried :]
+
+
+def while_operands(eqn: JaxprEqn, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+    """The operands of a `while`: the constants of its condition, those of its body, and what it carries."""
+    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    return operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
+
+
+def factors(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Aligns two shapes of equal size into the finest runs of axes with equal products."""
+    i, j = 0, 0
+    while i < len(before) or j < len(after):
+        left, right, products = [], [], [1, 1]
+        while not (left and right) or products[0] != products[1]:
+            if not left and i < len(before) and before[i] == 1:
+                break
+            if not right and left == [] and j < len(after) and after[j] == 1:
+                break
+            if (products[0] <= products[1] or j >= len(after)) and i < len(before):
+                products[0] *= before[i]
+                left.append(i)
+                i += 1
+            elif j < len(after):
+                products[1] *= after[j]
+                right.append(j)
+                j += 1
+            else:
+                break
+        if not left and not right:
+            if i < len(before) and before[i] == 1:
+                left.append(i)
+                i += 1
+            else:
+                right.append(j)
+                j += 1
+        yield left, right
