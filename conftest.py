@@ -29,6 +29,25 @@ def pytest_report_header():
     return f"jax {jax.__version__}, numpy {np.__version__}, optax {optax.__version__}"
 
 
+def pytest_addoption(parser):
+    """Adds `--quick`."""
+    parser.addoption("--quick", action="store_true", help="one case of each test, on one device, without the docs")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under `--quick`, leaves the first case of each test."""
+    if not config.getoption("--quick"):
+        return
+    kept, left_out, seen = [], [], set()
+    for item in items:
+        test = (item.path, getattr(item, "originalname", item.name))
+        slow = item.path.suffix == ".md" or "multidevice" in item.path.parts
+        (left_out if slow or test in seen else kept).append(item)
+        seen.add(test)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 def pytest_xdist_auto_num_workers():
     """Keeps to one process on an accelerator, whose memory the first that uses it takes."""
     return None if jax.default_backend() == "cpu" else 0

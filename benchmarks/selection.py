@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune
-from benchmarks import history, models, timing
+from benchmarks import cold_selection, history, models, timing
 
 _NUMBERS = (28, 112, 224)
 
@@ -97,7 +97,11 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks selection", description=__doc__)
     parser.add_argument("--size", type=int, default=25_000_000)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--cold", action="store_true", help="first calls in new processes, compilation included")
     options = parser.parse_args(argv)
+    if options.cold:
+        cold_selection.run()
+        return
     print(f"{history.device()}; {options.size:,} float32 scores, the highest tenth\n")
     print(f"{'scores':18}{'passes':>8}  exact")
     read, select = jax.jit(lambda x: jnp.sum(jnp.abs(x))), jax.jit(jaxprune.select)

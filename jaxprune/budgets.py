@@ -58,14 +58,14 @@ def keep_count(groups: Count | Wide, sparsity: Sparsity) -> Count | Wide:
     # groups * density / 10**6 in 32-bit integers: split groups into millions, thousands and units.
     millions, rest = divmod(groups, _MILLION)
     if isinstance(groups, int) and groups >= 2**31:
-        # `millions * density` and `odd` tell, as `groups` does, which way a half goes.
+        # Whether `millions * density` is odd decides, as for smaller numbers, to which side a half is rounded.
         odd = millions % 2 * (density % 2)
         return wide.plus(wide.product(groups // _MILLION, density), wide.of(_share(rest, density, odd)))
     return millions * density + _share(rest, density, millions * density % 2)
 
 
 def _share(rest: Count, density: Int[Array, ""], odd: Int[Array, ""]) -> Int[Array, ""]:
-    """`rest * density / 10**6`, half to whatever makes the sum with an odd or an even number even."""
+    """`rest * density / 10**6` rounded; a half goes to the side on which the result plus `odd` is even."""
     thousands, units = divmod(rest, 1000)
     quotient, remainder = jnp.divmod(thousands * density, 1000)
     fraction = remainder * 1000 + units * density

@@ -108,7 +108,7 @@ class NM:
             return self._shared(scores, axis)
         values = meshes.grouped(ordering.keys(scores), axis, self.m)
         xp: Any = np if isinstance(values, np.ndarray) else jnp  # so that nothing is compiled for concrete scores
-        index = np.arange(self.m, dtype=np.int32).reshape(-1, *(1,) * (values.ndim - axis - 2))
+        index = np.arange(self.m, dtype=np.int32).reshape([self.m if a == axis + 1 else 1 for a in range(values.ndim)])
 
         def beaten_by(j: Any, rank: Any) -> Any:
             rival = xp.take(values, xp.array([j]), axis=axis + 1)
@@ -242,7 +242,7 @@ class Block:
 
 def _ranked(scores: Score) -> Score:
     """Minus the share of each column's scores that come before each: ties to the lowest index, NaN last."""
-    descending = jnp.argsort(~ordering.keys(meshes.whole(scores, -2)), axis=-2, stable=True)
+    descending = jnp.argsort(~ordering.keys(meshes.gather(scores, -2)), axis=-2, stable=True)
     ranks = jnp.argsort(descending, axis=-2)
     return -(ranks.astype(scores.dtype) / scores.shape[-2])
 
@@ -252,7 +252,7 @@ def _padded(array: Any, axis: int, multiple: int) -> Any:
     missing = -array.shape[axis] % multiple
     if not missing:
         return array
-    return jnp.pad(meshes.whole(array, axis), [(0, missing if i == axis else 0) for i in range(array.ndim)])
+    return jnp.pad(meshes.gather(array, axis), [(0, missing if i == axis else 0) for i in range(array.ndim)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Arrays that are spread over the devices of a mesh: what their types say of it, and how to ask for a layout.
+"""Arrays that are sharded over a mesh: what their types say of it, and how to ask for another sharding.
 
-While a function is traced, an array on a mesh is known by its type. On a mesh with explicit axes the type also says how
-the array is split, and a reshape that would cut through the parts on single devices has to be asked for. With automatic
-axes the partitioner decides after tracing, and the functions here that ask for a layout do nothing.
+While a function is traced, only the type of an array tells that it is on a mesh. On a mesh with explicit axes the type
+also holds the sharding, and a reshape across shards needs a gather first. With automatic axes the partitioner decides
+after tracing, and the functions here that ask for a sharding do nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 
-def is_spread(array: Any) -> bool:
+def is_sharded(array: Any) -> bool:
     """Whether an array, traced or not, may lie on more than one device as one array.
 
-    On a mesh with explicit axes it counts as spread in any case: it cannot be reshaped at will there.
+    On a mesh with explicit axes it counts as sharded in any case, since it cannot be reshaped at will there.
     """
     mesh = jax.typeof(array).sharding.mesh
     axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
@@ -40,7 +40,7 @@ def index_along(shape: tuple[int, ...], axes: tuple[int, ...]) -> Int[Array, "..
     return sum(places, jnp.zeros(shape, jnp.int32))
 
 
-def whole(array: Any, *axes: int) -> Any:
+def gather(array: Any, *axes: int) -> Any:
     """The array, on an explicit mesh gathered along these axes; elsewhere as it is."""
     sharding = jax.typeof(array).sharding
     gathered = {axis % array.ndim for axis in axes}
@@ -51,7 +51,7 @@ def whole(array: Any, *axes: int) -> Any:
 def grouped(array: Any, axis: int, size: int) -> Any:
     """Cuts an axis into groups of `size`: `(..., n / size, size, ...)`.
 
-    On an explicit mesh, an axis whose groups would straddle devices is gathered first.
+    On an explicit mesh, an axis is gathered first if a group would lie on two devices.
 
     Args:
       array: `size` divides its axis.
@@ -62,41 +62,41 @@ def grouped(array: Any, axis: int, size: int) -> Any:
     parts = math.prod(mesh.shape[name] for name in _names(names))
     groups = array.shape[axis] // size
     if groups % parts:
-        array = whole(array, axis)
+        array = gather(array, axis)
     return array.reshape(*array.shape[:axis], groups, size, *array.shape[axis + 1 :])
 
 
 def like(array: Any, other: Any) -> Any:
-    """The array, lying where `other` does and split as it is, along the axes in which they have the same size.
+    """The array, sharded as `other` is along the axes in which they have the same size.
 
-    While a function is traced, the partitioner decides that, unless the mesh is explicit.
+    While a function is traced, this asks for a sharding on an explicit mesh only.
 
     Args:
       array: Of as many axes as `other`, or of fewer, which are then its last.
       other: An array, traced or not.
     """
-    lying = _beside(array.shape, other)
+    sharding = _sharding_like(array.shape, other)
     if isinstance(array, Tracer) or isinstance(other, Tracer):
-        return _moved(array, lying.mesh, list(lying.spec))
-    return array if lying.mesh.empty else jax.device_put(array, lying)
+        return _moved(array, sharding.mesh, list(sharding.spec))
+    return array if sharding.mesh.empty else jax.device_put(array, sharding)
 
 
 def ones(shape: tuple[int, ...], leaf: Any) -> Bool[Array, "..."]:
-    """A mask that keeps everything and lies where its leaf does; see `like`."""
-    lying = _beside(shape, leaf)
-    if isinstance(leaf, Tracer) or lying.mesh.empty:
+    """A mask that keeps everything, sharded as its leaf is; see `like`."""
+    sharding = _sharding_like(shape, leaf)
+    if isinstance(leaf, Tracer) or sharding.mesh.empty:
         return like(jnp.ones(shape, jnp.bool_), leaf)
-    return jnp.ones(shape, jnp.bool_, device=lying)
+    return jnp.ones(shape, jnp.bool_, device=sharding)
 
 
-def gathered(array: Any) -> NamedSharding | None:
+def replicated(array: Any) -> NamedSharding | None:
     """The `out_sharding` of a product that sums over `array`: on an explicit mesh every device gets all of it."""
     mesh = jax.typeof(array).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if _is_explicit(mesh) else None
 
 
-def _beside(shape: tuple[int, ...], leaf: Any) -> NamedSharding:
-    """How an array of this shape lies that lies as a leaf does; on an empty mesh, if that is on none."""
+def _sharding_like(shape: tuple[int, ...], leaf: Any) -> NamedSharding:
+    """The sharding of a leaf for an array of this shape; its mesh is empty if the leaf is on none."""
     sharding = getattr(leaf, "sharding", None)
     if isinstance(leaf, Tracer) or not isinstance(sharding, NamedSharding):
         sharding = jax.typeof(leaf).sharding

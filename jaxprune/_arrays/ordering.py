@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune._arrays import meshes
+from jaxprune._arrays import meshes, xla
 
 _INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
@@ -58,7 +58,7 @@ def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[in
     Returns:
       `True` = among the highest.
     """
-    if meshes.is_spread(scores):
+    if meshes.is_sharded(scores):
         return _highest(keys(scores), meshes.like(keep, scores), axes)
     order = (*axes, *(a for a in range(scores.ndim) if a not in axes))
     turned = scores.transpose(order)
@@ -114,9 +114,8 @@ def _bisected(
 
     def unfinished(state: tuple[Array, ...]) -> Bool[Array, ""]:
         low, high, reached = state
-        # By a sort, as XLA runs a loop that holds none on a single core, if it takes it for a small one.
         left = jnp.sum((reached != keep) & (low + 1 < high), dtype=jnp.int32)
-        return jnp.sort(jnp.stack([left, jnp.zeros_like(left)]))[1] > 0
+        return xla.any_on_all_cores(jnp.stack([left > 0, jnp.bool_(False)]))
 
     start = (
         jnp.full_like(keep, lowest, dtype=lowest.dtype),

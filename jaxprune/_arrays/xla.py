@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, UInt
 
-from jaxprune._arrays import meshes, ordering
 
-
-def opaque_indices(number: int, arrays: list[Any]) -> list[UInt[Array, ""]]:
+def opaque_indices(number: int, always: Bool[Array, ""]) -> list[UInt[Array, ""]]:
     """The numbers from 0 on, such that XLA does not take them for constants.
 
     Kernels for equal shapes that index by them are then equal, and XLA compiles them once. With constants in them each
@@ -21,17 +19,14 @@ def opaque_indices(number: int, arrays: list[Any]) -> list[UInt[Array, ""]]:
 
     Args:
       number: How many.
-      arrays: What is indexed with; the first of them is not empty. On a mesh the numbers are plain constants.
+      always: Something that is true whatever the data, which XLA cannot see.
     """
+    return lax.cond(always, lambda: indices(number), lambda: [jnp.uint32(0)] * number)
 
-    def numbers() -> list[UInt[Array, ""]]:
-        return [jnp.uint32(index) for index in range(number)]
 
-    if number < 2 or any(meshes.is_spread(array) for array in arrays):
-        return numbers()
-    key = ordering.keys(arrays[0][(0,) * arrays[0].ndim])
-    always = key > jnp.iinfo(key.dtype).min  # no score has the lowest key
-    return lax.cond(always, numbers, lambda: [jnp.uint32(0)] * number)
+def indices(number: int) -> list[UInt[Array, ""]]:
+    """The same as constants."""
+    return [jnp.uint32(index) for index in range(number)]
 
 
 def any_on_all_cores(flags: Bool[Array, " flag"]) -> Bool[Array, ""]:

@@ -109,7 +109,7 @@ def _summed(rows: Any, columns: Any, samples: int) -> Any:
         columns,
         ((summed, summed), (batch, batch)),
         precision=lax.Precision.HIGHEST,
-        out_sharding=meshes.gathered(rows),
+        out_sharding=meshes.replicated(rows),
     )
 
 

@@ -71,7 +71,7 @@ def normalise_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, 
 def analyse(kernel: Kernel, axes: tuple[int, ...], transform: Transform) -> Spectrum:
     """The orthonormal coefficients of a kernel, computed in float32 or wider."""
     # No transform works across devices: on a mesh the axes are gathered.
-    wide = meshes.whole(kernel, *axes).astype(tree.promote(kernel.dtype, jnp.float32))
+    wide = meshes.gather(kernel, *axes).astype(tree.promote(kernel.dtype, jnp.float32))
     if transform == "dct":
         return jax.scipy.fft.dctn(wide, axes=axes, norm="ortho")
     return jnp.fft.rfftn(wide, axes=axes, norm="ortho")

@@ -39,7 +39,7 @@ def packed(mask: Mask) -> Packed:
     """The mask at one bit per entry; on an explicit mesh only an axis that bytes would cut through is gathered."""
     axis = _packed_axis(mask.shape)
     if axis is None:
-        return Packed(jnp.packbits(meshes.whole(mask, *range(mask.ndim))), mask.shape)
+        return Packed(jnp.packbits(meshes.gather(mask, *range(mask.ndim))), mask.shape)
     groups = meshes.grouped(mask, axis, 8)
     return Packed(jnp.squeeze(jnp.packbits(groups, axis=axis + 1), axis + 1), mask.shape)
 

@@ -96,7 +96,7 @@ def _slabs(score: Score) -> list[Score]:
             f"Selection needs fewer than 2**31 groups in each slice along a leaf's first axis; got shape "
             f"{score.shape}. Give the leaf another axis in front."
         )
-    whole = meshes.whole(score, 0)
+    whole = meshes.gather(score, 0)
     return [whole[start : start + rows] for start in range(0, score.shape[0], rows)]
 
 

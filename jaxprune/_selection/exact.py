@@ -13,9 +13,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxprune import patterns
-from jaxprune._arrays import meshes, tree, wide
+from jaxprune._arrays import host, meshes, tree, wide
 from jaxprune._arrays.wide import Wide
-from jaxprune._selection import counting, host, requests
+from jaxprune._selection import counting, introselect, requests
 from jaxprune.typing import Counts, Mask, Masks, Pattern, Score, Scores, SelectingPattern
 
 
@@ -64,7 +64,7 @@ def select(
     selecting = [p for p in leaf_patterns if isinstance(p, SelectingPattern)]
     if len(selecting) == len(rows):
         masks = _selected_by_patterns(rows, selecting, counts)
-        return treedef.unflatten([host.placed(mask, leaf) for mask, leaf in zip(masks, leaves, strict=True)])
+        return treedef.unflatten([_on_device(mask, leaf) for mask, leaf in zip(masks, leaves, strict=True)])
     pooled = tuple(requests.fitting(p.pool, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True))
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
@@ -72,7 +72,7 @@ def select(
     kept = _highest(pooled, checked, jointly=jointly, absolute=absolute)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten(
-        [meshes.like(host.placed(mask, leaf), leaf) for mask, leaf in zip(expanded, leaves, strict=True)]
+        [meshes.like(_on_device(mask, leaf), leaf) for mask, leaf in zip(expanded, leaves, strict=True)]
     )
 
 
@@ -81,6 +81,13 @@ def _here(rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
     if not all(tree.is_floating(row[1]) and host.is_here(row[1]) for row in rows):
         return rows
     return [(row[0], np.asarray(row[1]), *row[2:]) for row in rows]
+
+
+def _on_device(mask: Any, leaf: Any) -> Any:
+    """A mask of NumPy as one of JAX, where its leaf is."""
+    if not isinstance(mask, np.ndarray):
+        return mask
+    return host.placed(mask, leaf) if isinstance(leaf, jax.Array) else jax.device_put(mask)
 
 
 def _selected_by_patterns(
@@ -111,7 +118,7 @@ def magnitudes(scores: Scores) -> Scores:
 
     def magnitude(path: str, score: Any) -> Any:
         tree.check_floating(path, score)
-        return abs(np.asarray(score) if host.is_here(score) else score)
+        return abs(host.view(score))
 
     return tree.map_with_path(magnitude, scores)
 
@@ -157,7 +164,7 @@ def _highest(
     """Masks of the scores themselves: in host memory where all is concrete and lies there, else by counting."""
     are_here = all(isinstance(score, np.ndarray) for score in scores)
     if are_here and not any(isinstance(digits, Tracer) for digits in jax.tree.leaves(keep)):
-        return host.highest(scores, list(map(wide.exact, keep)), jointly=jointly, absolute=absolute)
+        return introselect.highest(scores, list(map(wide.exact, keep)), jointly=jointly, absolute=absolute)
     if any(isinstance(count, Wide) for count in keep):
         number = Wide(*(jnp.stack(digits) for digits in zip(*map(wide.of, keep), strict=True)))
     else:

@@ -55,35 +55,35 @@ class Pieces:
         of_part = (*columns, state.key, state.tied)
         counts, order = list[Array](), list[int]()
         for number in self.large:
-            own = [_entry(value, self.index[number]) for value in of_part]
-            counts += _count_large(self.arrays[number], state.passes, own, self.absolute)
+            entries = [_entry(value, self.index[number]) for value in of_part]
+            counts += _count_large(self.arrays[number], state.passes, entries, self.absolute)
             order.append(number)
         found = [jnp.stack(counts).reshape(-1, len(columns))] if counts else []
         for numbers, keys in self.tables:
-            own = [value[np.array(numbers)][:, None] for value in of_part]
+            entries = [value[np.array(numbers)][:, None] for value in of_part]
             places = lax.broadcasted_iota(keys.dtype, keys.shape, 1)
-            found.append(jnp.stack(_totals(_reached(keys, -places, own), (1,)), axis=1))
+            found.append(jnp.stack(_totals(_reached(keys, -places, entries), (1,)), axis=1))
             order += numbers
         together = jnp.concatenate(found)
         return together if order == sorted(order) else together[np.argsort(order)]
 
     def samples(self) -> list[Int[Array, " place"]]:
         """Keys from all over each array, in proportion to its size; none where that would not pay, or on a mesh."""
-        if self.tables or len(self.arrays) > _MOST_SAMPLED or any(map(meshes.is_spread, self.arrays)):
+        if self.tables or len(self.arrays) > _MOST_SAMPLED or any(map(meshes.is_sharded, self.arrays)):
             return []
         share = _SAMPLED / sum(array.size for array in self.arrays)
         thinned = [_thinned(array, max(array.size * share, _SAMPLED_EACH)) for array in self.arrays]
-        return [ordering.keys(own, self.absolute).reshape(-1) for own in thinned]
+        return [ordering.keys(array, self.absolute).reshape(-1) for array in thinned]
 
     def masks(self, least: Int[Array, " array"], places: Int[Array, " array"]) -> list[Bool[Array, "..."]]:
         """Which scores have a key above the least of their array, or that key and one of its first places."""
         ends = [[_entry(end, index) for end in (least, places)] for index in self.index]
-        return [_mask(array, *own, self.absolute) for array, own in zip(self.arrays, ends, strict=True)]
+        return [_mask(array, *end, self.absolute) for array, end in zip(self.arrays, ends, strict=True)]
 
 
 def of(arrays: Sequence[Any], absolute: bool) -> Pieces:
     """The pieces that arrays of one dtype make, none of them empty."""
-    is_large = [meshes.is_spread(array) or array.size >= _LARGE for array in arrays]
+    is_large = [meshes.is_sharded(array) or array.size >= _LARGE for array in arrays]
     small = sorted((i for i, large in enumerate(is_large) if not large), key=lambda i: -arrays[i].size)
     tables = list[tuple[Sequence[int], Any]]()
     while small:
@@ -92,7 +92,11 @@ def of(arrays: Sequence[Any], absolute: bool) -> Pieces:
         small = [i for i in small if arrays[i].size * _ALIKE <= width]
         tables.append((members, _table([arrays[i] for i in members], width, absolute)))
     large = [i for i, large in enumerate(is_large) if large]
-    return Pieces(arrays, large, tables, xla.opaque_indices(len(arrays), list(arrays)), absolute)
+    if len(arrays) < 2 or any(map(meshes.is_sharded, arrays)):
+        return Pieces(arrays, large, tables, xla.indices(len(arrays)), absolute)
+    key = ordering.keys(arrays[0][(0,) * arrays[0].ndim])
+    index = xla.opaque_indices(len(arrays), key > jnp.iinfo(key.dtype).min)  # no score has the lowest key
+    return Pieces(arrays, large, tables, index, absolute)
 
 
 def _entry(values: Array, index: UInt[Array, ""]) -> Array:

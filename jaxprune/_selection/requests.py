@@ -43,9 +43,9 @@ def without_budget(pattern: Pattern, sparsity: Sparsity | None) -> Sparsity:
 
 def by_leaf(pattern: Pattern, scores: Scores) -> list[Pattern]:
     """The pattern of each leaf of `scores`, in order; `None` leaves have none."""
-    own: Callable[[Scores], list[Pattern]] | None = getattr(pattern, "by_leaf", None)
-    if own is not None:
-        return own(scores)
+    method: Callable[[Scores], list[Pattern]] | None = getattr(pattern, "by_leaf", None)
+    if method is not None:
+        return method(scores)
     return [pattern] * len(jax.tree.leaves(scores))
 
 

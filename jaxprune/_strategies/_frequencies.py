@@ -77,7 +77,7 @@ def _axes_of(path: str, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _ranking(leaf: Any, axes: tuple[int, ...], keep: str, transform: frequency.Transform) -> Float[Array, "..."]:
-    energies = frequency.energy(meshes.whole(leaf, *range(leaf.ndim)), axes, transform)
+    energies = frequency.energy(meshes.gather(leaf, *range(leaf.ndim)), axes, transform)
     if keep == "energy":
         return energies
     radius = jnp.asarray(frequency.radius(leaf.shape, axes, transform), energies.dtype)

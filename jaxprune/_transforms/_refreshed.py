@@ -108,8 +108,8 @@ def refreshed(
         visible = masking.unpack(resting)
         if regrown_wait:
             visible = masking.intersection(before, visible)
-        # At every step, not only at a refresh: XLA fuses it into the optimizer, while a state that passes through
-        # `cond` would be copied.
+        # At every step, not only at a refresh: it is fused into the optimizer, and a state that passes through `cond`
+        # would be copied.
         inner = _state.zero_pruned(state.inner, params, visible)
         hidden = masking.apply(updates, visible)
         new_updates, inner = optimizer.update(hidden, inner, params, **extra_args)

@@ -32,7 +32,7 @@ def lamp(params: Params, *, where: Where = is_kernel) -> Scores:
         if not where(path, leaf):
             return None
         tree.check_floating(path, leaf)
-        squares = jnp.square(meshes.whole(leaf, *range(leaf.ndim)).astype(jnp.float32)).reshape(-1)
+        squares = jnp.square(meshes.gather(leaf, *range(leaf.ndim)).astype(jnp.float32)).reshape(-1)
         order = jnp.argsort(-squares, stable=True)
         descending = squares[order]
         tail = jnp.cumsum(descending)

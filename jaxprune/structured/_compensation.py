@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import host, tree
 from jaxprune._jaxpr.coupling.biases import Bias, Consumer
 from jaxprune.statistics import Variance
 from jaxprune.structured._coupling import Coupling, Group
-from jaxprune.structured._plan import Plan, host
+from jaxprune.structured._plan import Plan
 from jaxprune.typing import Params, Statistics
 
 
@@ -37,7 +36,7 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
         consumer = coupling.consumers.get(path)
         if mean is None or consumer is None or masked_leaf is leaf:
             continue
-        xp, dtype = np if host(leaf)[1] else jnp, tree.promote(leaf.dtype, jnp.float32)
+        xp, dtype = np if isinstance(host.view(leaf), np.ndarray) else jnp, tree.promote(leaf.dtype, jnp.float32)
         lost = xp.asarray(leaf).astype(dtype) - xp.asarray(masked_leaf).astype(dtype)
         change = lost * _spread(path, xp.asarray(_means(mean)).astype(dtype), leaf.shape, consumer, xp)
         for bias in consumer.biases:
@@ -77,13 +76,13 @@ def _spread(path: str, mean: Any, shape: Sequence[int], consumer: Consumer, xp: 
 
 def _added(leaf: Any, change: Any, bias: Bias) -> Any:
     """The bias plus the change, which is summed over the kernel's axes that the bias does not have."""
-    array, on_host = host(leaf)
+    array = host.view(leaf)
     along = [axis for axis in bias.axes if axis >= 0]
     total = change.sum(tuple(axis for axis in range(change.ndim) if axis not in along))
     total = total.transpose(np.argsort(np.argsort(along)))
     total = total.reshape([change.shape[axis] if axis >= 0 else 1 for axis in bias.axes])
     added = (array.astype(change.dtype) + bias.sign * total).astype(array.dtype)
-    return jax.device_put(added) if on_host and isinstance(leaf, jax.Array) else added
+    return host.placed(added, leaf)
 
 
 def uncompensated(coupling: Coupling, plan: Plan, params: Params, statistics: Statistics) -> dict[str, list[str]]:

@@ -13,10 +13,9 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Int, PyTree
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import host, tree
 
 Kept: TypeAlias = Int[np.ndarray, "..."]
 """Kept indices in increasing order, `(kept,)`, or `(layers, kept)` where each layer of a stack keeps its own."""
@@ -178,11 +177,10 @@ class Plan:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             shape = tuple(keep[a].shape[-1] if a in keep else n for a, n in enumerate(leaf.shape))
             return jax.ShapeDtypeStruct(shape, leaf.dtype)
-        array, on_host = host(leaf)
+        array = host.view(leaf)
         for axis, kept in keep.items():
             array = _take(array, kept, axis, plan.stack)
-        # `device_put` and not `jnp.asarray`, which compiles a copy for every shape.
-        return jax.device_put(array) if on_host and isinstance(leaf, jax.Array) else array
+        return host.placed(array, leaf)
 
     def _put_leaf(self, path: str, leaf: Any, fill: float) -> Any:
         plan = self._plan_of(path, leaf, small=True)
@@ -238,18 +236,6 @@ def _without(plan: LeafPlan, axis: int) -> LeafPlan:
     keep = {a - (a > axis): kept for a, kept in plan.keep.items() if a != axis}
     stack = None if plan.stack is None or plan.stack == axis else plan.stack - (plan.stack > axis)
     return LeafPlan(plan.shape[:axis] + plan.shape[axis + 1 :], keep, stack)
-
-
-def host(leaf: Any) -> tuple[Any, bool]:
-    """The array, as a NumPy view if it is in host memory, and whether it is: nothing is compiled to index a view."""
-    if not isinstance(leaf, jax.Array):
-        return np.asarray(leaf), True
-    if isinstance(leaf, Tracer) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf, False
-    devices = list(leaf.devices())
-    if len(devices) == 1 and devices[0].platform == "cpu":
-        return np.asarray(leaf), True
-    return leaf, False
 
 
 def _take(array: Any, kept: Kept, axis: int, stack: int | None) -> Any:

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import host, tree
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling, Group, Member
-from jaxprune.structured._plan import host
 from jaxprune.typing import Params, Scores, Where
 
 Aggregate: TypeAlias = Literal["mean", "sum", "max"]
@@ -249,8 +248,8 @@ def _normalized(scores: UnitArray, xp: Any) -> UnitArray:
 
 def _float32(leaf: Any) -> Any:
     """In host memory where it is there already, so that nothing is compiled."""
-    array, on_host = host(leaf)
-    return array.astype(np.float32, copy=False) if on_host else array.astype(jnp.float32)
+    array = host.view(leaf)
+    return array.astype(np.float32, copy=False) if isinstance(array, np.ndarray) else array.astype(jnp.float32)
 
 
 def _namespace(leaves: Any) -> Any:

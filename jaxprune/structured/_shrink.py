@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import host, tree
 from jaxprune._masks import verbs
 from jaxprune.structured._compensation import compensated, uncompensated
 from jaxprune.structured._coupling import Coupling, Group
-from jaxprune.structured._plan import LeafPlan, Plan, host
+from jaxprune.structured._plan import LeafPlan, Plan
 from jaxprune.structured._rebuild import evaluate
 from jaxprune.typing import Masks, Params, Statistics
 
@@ -215,8 +215,7 @@ def _masked(path: str, leaf: Any, mask: Any) -> Any:
     keeps = verbs.of_weights(path, leaf, mask)
     if keeps is not None and np.all(keeps):
         return leaf
-    array, on_host = host(leaf)
-    if keeps is None or not on_host:
+    array = host.view(leaf)
+    if keeps is None or not isinstance(array, np.ndarray):
         return verbs.apply(path, leaf, mask)
-    masked = np.where(keeps, array, np.zeros((), array.dtype))
-    return jax.device_put(masked) if isinstance(leaf, jax.Array) else masked
+    return host.placed(np.where(keeps, array, np.zeros((), array.dtype)), leaf)

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 
-def is_here(array: Any) -> bool:
-    """Whether an array is concrete and its values lie in host memory, as one piece."""
-    if isinstance(array, np.ndarray):
-        return True
-    if isinstance(array, Tracer) or not isinstance(array, jax.Array):
-        return False
-    return len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu"
-
-
-def placed(mask: Any, leaf: Any) -> Any:
-    """A mask on the device of its leaf, if it is not on one."""
-    if not isinstance(mask, np.ndarray):
-        return mask
-    return jax.device_put(mask, leaf.sharding if isinstance(leaf, jax.Array) else None)
-
-
-def highest(scores: Sequence[Any], keep: Sequence[int], *, jointly: bool, absolute: bool) -> list[np.ndarray]:
+def highest(scores: Sequence[np.ndarray], keep: Sequence[int], *, jointly: bool, absolute: bool) -> list[np.ndarray]:
     """The masks of the highest scores: what `counting.highest` gives, bit by bit.
 
     Args:
