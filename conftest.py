@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import itertools
+import os
 import pathlib
 
 import jax
@@ -31,7 +32,16 @@ def pytest_report_header():
 
 def pytest_addoption(parser):
     """Adds `--quick`."""
-    parser.addoption("--quick", action="store_true", help="one case of each test, on one device, without the docs")
+    parser.addoption("--quick", action="store_true", help="one case of each test of `tests/`, without those of a whole")
+
+
+def pytest_configure(config):
+    """Under `--quick`, compiles without optimization and keeps what was compiled for the next time."""
+    if config.getoption("--quick"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+        jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,8 +51,8 @@ def pytest_collection_modifyitems(config, items):
     kept, left_out, seen = [], [], set()
     for item in items:
         test = (item.path, getattr(item, "originalname", item.name))
-        slow = item.path.suffix == ".md" or "multidevice" in item.path.parts
-        (left_out if slow or test in seen else kept).append(item)
+        is_example = not isinstance(item, pytest.Function)
+        (left_out if is_example or item.get_closest_marker("whole") or test in seen else kept).append(item)
         seen.add(test)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept

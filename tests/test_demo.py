@@ -54,6 +54,7 @@ def test_missing_or_damaged_files_are_named(tmp_path):
         data.fashion_mnist(tmp_path)
 
 
+@pytest.mark.whole
 def test_the_demo_prunes_shrinks_and_writes_its_files(tmp_path):
     settings = Settings(("global", "slim", "variance"), (0.9,), 0, "digits", tmp_path, tmp_path / "out")
     unstructured, slim, *rest = run(settings)

@@ -16,9 +16,12 @@ _SITE_URL = re.search(r"^site_url: (\S+)$", (_ROOT / "mkdocs.yml").read_text(), 
 _VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"}
 _PRIVATE = re.compile(r"jaxprune\.(\w+\.)*_(?!_)\w+")
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs, which `pip install -e '.[dev]'` brings"
-)
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(
+        importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs, which `pip install -e '.[dev]'` brings"
+    ),
+]
 
 
 class _Page(html.parser.HTMLParser):

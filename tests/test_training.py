@@ -150,6 +150,7 @@ def command(folder, result, pause):
     return [sys.executable, str(ROOT / "tests" / "killed_run.py"), str(folder), str(result), str(pause)]
 
 
+@pytest.mark.whole
 def test_a_killed_run_ends_as_it_would_have(tmp_path):
     """Killed in the middle of every round, then left alone; and one that ran through."""
     through, resumed = tmp_path / "through", tmp_path / "resumed"

@@ -11,6 +11,8 @@ import pytest
 HERE = Path(__file__).parent
 PLATFORM = {"JAX_PLATFORMS": "cpu"}
 
+pytestmark = pytest.mark.whole
+
 
 def pytest_in_a_process(path, *arguments):
     environment = {**os.environ, **PLATFORM, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
