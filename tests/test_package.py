@@ -120,6 +120,14 @@ def test_modules_without_an_underscore_are_those_documented():
     assert modules == reachable
 
 
+def test_no_function_has_the_name_of_its_module():
+    """One of them would hide the other in the package."""
+    found = {path: ast.parse(path.read_text()).body for path in (_ROOT / "jaxprune").rglob("*.py")}
+    assert len(found) > 100
+    definitions = ast.FunctionDef | ast.ClassDef
+    assert [p for p, body in found.items() if any(isinstance(s, definitions) and s.name == p.stem for s in body)] == []
+
+
 def test_public_names_have_docstrings():
     assert [name for name, text in _public_names().items() if not text] == []
 

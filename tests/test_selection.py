@@ -224,13 +224,13 @@ def test_counting_takes_few_passes(monkeypatch):
     jax.clear_caches()
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:1])
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    take = jax.jit(lambda scores: jaxprune.select(scores, 15_000))
+    take = jax.jit(lambda scores: jaxprune.select(scores, 30_000))
     for kind, (sampled, unsampled) in {
         "normal": (7, 10), "heavy-tailed": (8, 11), "half zero": (7, 10), "few values": (6, 27)
     }.items():  # fmt: skip
-        scores = kinds(150_000)[kind]
+        scores = kinds(300_000)[kind]
         for array, most in ((jnp.asarray(scores), sampled), (jax.device_put(scores, spread), unsampled)):
-            assert np.array_equal(take(array), oracle(scores, 15_000))
+            assert np.array_equal(take(array), oracle(scores, 30_000))
             jax.effects_barrier()
             assert len(passes) == 1
             assert 1 < passes.pop() <= most, kind

@@ -35,9 +35,13 @@ def flat_index(shape: tuple[int, ...]) -> Int[Array, "..."]:
 
 def index_along(shape: tuple[int, ...], axes: tuple[int, ...]) -> Int[Array, "..."]:
     """The place of each entry along a line that runs along these axes, the last of them fastest; int32."""
-    strides = [math.prod(shape[axis] for axis in axes[number + 1 :]) for number in range(len(axes))]
-    places = [stride * lax.broadcasted_iota(jnp.int32, shape, axis) for axis, stride in zip(axes, strides, strict=True)]
-    return sum(places, jnp.zeros(shape, jnp.int32))
+    *outer, last = axes or (0,)
+    place = lax.broadcasted_iota(jnp.int32, shape, last) if shape else jnp.int32(0)
+    stride = shape[last] if shape else 1
+    for axis in reversed(outer):
+        place = place + stride * lax.broadcasted_iota(jnp.int32, shape, axis)
+        stride *= shape[axis]
+    return place
 
 
 def gather(array: Any, *axes: int) -> Any:
@@ -97,8 +101,9 @@ def replicated(array: Any) -> NamedSharding | None:
 
 def _sharding_like(shape: tuple[int, ...], leaf: Any) -> NamedSharding:
     """The sharding of a leaf for an array of this shape; its mesh is empty if the leaf is on none."""
-    sharding = getattr(leaf, "sharding", None)
-    if isinstance(leaf, Tracer) or not isinstance(sharding, NamedSharding):
+    # Asked of a tracer, `sharding` fails, and JAX searches the whole program for what to say about it.
+    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
         sharding = jax.typeof(leaf).sharding
     sizes = jnp.shape(leaf)
     names = (*sharding.spec, *(None,) * (len(sizes) - len(sharding.spec)))

@@ -16,8 +16,8 @@ from jaxtyping import Array, Int
 
 from jaxprune._arrays import meshes, ordering, tree, wide
 from jaxprune._arrays.wide import Wide
+from jaxprune._selection.brackets import Marks, Numbers, Parts, search
 from jaxprune._selection.pieces import of as pieces_of
-from jaxprune._selection.search import Marks, Numbers, Parts, search
 from jaxprune.typing import Mask, Score
 
 _SLAB = 2**31 - 1  # scores in an array whose places 32 bits tell apart

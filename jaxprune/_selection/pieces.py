@@ -19,11 +19,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
 from jaxprune._arrays import meshes, ordering, xla
-from jaxprune._selection.search import Counts, Marks, State
+from jaxprune._selection.brackets import Counts, Marks, State
 
 Keys: TypeAlias = Int[Array, "..."]
 
-_LARGE = 2**17  # scores in an array that is not copied
+_LARGE = 2**18  # scores in an array that is not copied
 _ALIKE = 8  # how many times as long as the shortest array in it a table's row may be
 _SAMPLED = 2**13  # scores in the sample of all arrays together
 _SAMPLED_EACH = 2**9

@@ -66,7 +66,7 @@ def soft_threshold(
       Daubechies et al., 2004, "An iterative thresholding algorithm for linear inverse problems with a sparsity
       constraint".
     """
-    return _proximal("soft_threshold", optimizer, threshold, end, patterns.Unstructured(), where)
+    return _with_penalty("soft_threshold", optimizer, threshold, end, patterns.Unstructured(), where)
 
 
 def group_lasso(
@@ -108,10 +108,10 @@ def group_lasso(
     """
     if pattern.sparsity is not None:
         raise ValueError(f"`group_lasso` needs groups that may go whole; `{pattern}` keeps part of each. Use `dpf`.")
-    return _proximal("group_lasso", optimizer, threshold, end, pattern, where)
+    return _with_penalty("group_lasso", optimizer, threshold, end, pattern, where)
 
 
-def _proximal(
+def _with_penalty(
     name: str,
     optimizer: optax.GradientTransformation,
     threshold: _inputs.Schedule,

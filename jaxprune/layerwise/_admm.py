@@ -145,13 +145,13 @@ def admm(
     final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of the weights that compete
     rising = [final * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]
     keep = jnp.concatenate([_choice.counts([competing], s) for s in rising])
-    pruned, mask, fit = _admm(kernel, gram, keep, damping, penalty, pattern, within == "output", refit)
+    pruned, mask, fit = _alternated(kernel, gram, keep, damping, penalty, pattern, within == "output", refit)
     report(*fit)
     return pruned, mask
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "by_output", "refit"))
-def _admm(
+def _alternated(
     kernel: Kernel,
     gram: Gram,
     keep: Int[Array, " iteration"],

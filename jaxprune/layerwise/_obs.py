@@ -62,11 +62,11 @@ def obs(
     by_output = within == "output" or isinstance(pattern, patterns.NM)
     competing = kernel.shape[0] if by_output else kernel.size
     removed = competing - _choice.counts([competing], sparsity)[0]
-    return _obs(kernel, damped, removed, pattern, by_output)
+    return _eliminated(kernel, damped, removed, pattern, by_output)
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "by_output"))
-def _obs(
+def _eliminated(
     kernel: Kernel, damped: Damped, removed: Int[Array, ""], pattern: Any, by_output: bool
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
     inputs, outputs = kernel.shape

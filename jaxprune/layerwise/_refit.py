@@ -53,14 +53,14 @@ def refit(
     """
     _choice.checked(kernel, gram.shape, patterns.Unstructured(), 0.0)
     _choice.check_mask(kernel, mask)
-    solved, fit = _refit(kernel, gram, mask, damping, exact)
+    solved, fit = _least_squares(kernel, gram, mask, damping, exact)
     if exact:
         report(*fit)
     return solved
 
 
 @functools.partial(jax.jit, static_argnames="exact")
-def _refit(
+def _least_squares(
     kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], damping: Float[Array, ""] | float, exact: bool
 ) -> tuple[Kernel, Any]:
     system = scaled(kernel, gram, damping)

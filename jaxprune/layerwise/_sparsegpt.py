@@ -120,11 +120,11 @@ def sparsegpt(
     ends = [min(start + block, inputs) for start in range(0, inputs, block)]
     kept = _choice.counts([end if within == "output" else end * outputs for end in ends], sparsity)
     keep = jnp.diff(kept, prepend=jnp.zeros(1, jnp.int32))
-    return _sparsegpt(kernel, damped.upper, damped.dead, keep, pattern, block, within == "output")
+    return _swept(kernel, damped.upper, damped.dead, keep, pattern, block, within == "output")
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "block", "by_output"))
-def _sparsegpt(
+def _swept(
     kernel: Kernel,
     upper: Float[Array, "in in"],
     dead: Bool[Array, " in"],

@@ -65,11 +65,11 @@ def swap(
     _choice.check_mask(kernel, mask)
     if isinstance(pattern, patterns.NM) and pattern.group > 1:
         raise ValueError(f"A swap moves one weight, and `NM(..., group={pattern.group})` several. Take `group=1`.")
-    return _swap(kernel, gram, mask, pattern, steps)
+    return _refine(kernel, gram, mask, pattern, steps)
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "steps"))
-def _swap(kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], pattern: Any, steps: int) -> Bool[Array, "in out"]:
+def _refine(kernel: Kernel, gram: Gram, mask: Bool[Array, "in out"], pattern: Any, steps: int) -> Bool[Array, "in out"]:
     dtype = _choice.working(kernel, gram)
     weights, gram = kernel.T.astype(dtype), gram.astype(dtype)
     rows = jnp.arange(weights.shape[0])

@@ -95,11 +95,11 @@ def wanda(
     sparsity = _choice.checked(kernel, norm.shape * 2, pattern, sparsity)
     by_output = within == "output"
     keep = _choice.counts([kernel.shape[0] if by_output else kernel.size], sparsity)[0]
-    return _wanda(kernel, norm, keep, pattern, by_output)
+    return _chosen(kernel, norm, keep, pattern, by_output)
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "by_output"))
-def _wanda(
+def _chosen(
     kernel: Kernel, norm: Float[Array, " in"], keep: Int[Array, ""], pattern: Any, by_output: bool
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
     dtype = _choice.working(kernel, norm)
