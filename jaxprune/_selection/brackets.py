@@ -30,6 +30,7 @@ _EVEN = np.array([0.2, 0.4, 0.6, 0.8], np.float32)
 _OCTAVE = 2.0**23  # keys of float32 between two powers of two
 _MOST_OCTAVES = 4  # over which a distribution is smooth enough to interpolate
 _CURVATURE = 0.2  # how far interpolation over an octave may be off, in units of the variance of where it leads
+_ENDS = jnp.maximum, jnp.minimum, jnp.minimum, jnp.maximum
 _FEW = 16  # scores between which there is nothing to interpolate
 
 
@@ -75,8 +76,7 @@ class State(NamedTuple):
       high: A higher one that too few reach.
       at_low: How many of the part's scores reach `low`.
       at_high: How many reach `high`.
-      tied: Whether positions are places of scores with the threshold's key, no longer keys.
-      key: The threshold's key, once that is known.
+      key: The threshold's key once it is known that more scores have it than may stay; the highest integer before.
       wanted: How many of the scores with that key stay.
       passes: How often has been counted.
     """
@@ -85,10 +85,19 @@ class State(NamedTuple):
     high: Int[Array, " part"]
     at_low: Int[Array, " part"]
     at_high: Int[Array, " part"]
-    tied: Bool[Array, " part"]
     key: Int[Array, " part"]
     wanted: Int[Array, " part"]
     passes: Int[Array, ""]
+
+    @property
+    def tied(self) -> Bool[Array, " part"]:
+        """Whether positions are places of scores with the threshold's key, no longer keys."""
+        return is_tied(self.key)
+
+
+def is_tied(key: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a threshold's key is known; see `State`."""
+    return key < jnp.iinfo(key.dtype).max
 
 
 def search(
@@ -109,16 +118,7 @@ def search(
         marks = jnp.clip(marks, state.low[:, None] + 1, state.high[:, None] - 1)
         counts = count(marks, state)
         enough = _excess(counts, state, parts, keep) >= 0
-        limits = jnp.iinfo(counts.dtype)
-        # Fewer scores reach a higher mark, so the counts at the ends are extremes too.
-        narrowed = state._replace(
-            low=jnp.maximum(state.low, jnp.max(jnp.where(enough, marks, state.low[:, None]), axis=1)),
-            high=jnp.minimum(state.high, jnp.min(jnp.where(enough, state.high[:, None], marks), axis=1)),
-            at_low=jnp.minimum(state.at_low, jnp.min(jnp.where(enough, counts, limits.max), axis=1)),
-            at_high=jnp.maximum(state.at_high, jnp.max(jnp.where(enough, limits.min, counts), axis=1)),
-            passes=state.passes + 1,
-        )
-        state = _with_ties(narrowed, parts, keep)
+        state = _with_ties(_narrowed(state, marks, counts, enough), parts, keep)
         return state, _next_marks(state, parts, keep)
 
     def is_open(state_and_marks: tuple[State, Marks]) -> Bool[Array, ""]:
@@ -127,6 +127,30 @@ def search(
         return xla.any_on_all_cores((state.low + 1 < state.high) & (over != 0))
 
     return lax.while_loop(is_open, narrow, (_start(parts, keep, first.dtype), first))[0]
+
+
+def _narrowed(state: State, marks: Marks, counts: Counts, enough: Bool[Array, "part mark"]) -> State:
+    """The bracket between the highest mark that enough scores reach and the lowest that too few reach."""
+    keys, numbers = jnp.iinfo(marks.dtype), jnp.iinfo(counts.dtype)
+    # Fewer scores reach a higher mark, so the counts at the ends are extremes too.
+    low, high, at_low, at_high = lax.reduce(
+        (
+            jnp.where(enough, marks, keys.min),
+            jnp.where(enough, keys.max, marks),
+            jnp.where(enough, counts, numbers.max),
+            jnp.where(enough, numbers.min, counts),
+        ),
+        (marks.dtype.type(keys.min), marks.dtype.type(keys.max), np.int32(numbers.max), np.int32(numbers.min)),
+        lambda x, y: tuple(take(a, b) for take, a, b in zip(_ENDS, x, y, strict=True)),
+        (1,),
+    )
+    return state._replace(
+        low=jnp.maximum(state.low, low),
+        high=jnp.minimum(state.high, high),
+        at_low=jnp.minimum(state.at_low, at_low),
+        at_high=jnp.maximum(state.at_high, at_high),
+        passes=state.passes + 1,
+    )
 
 
 def _start(parts: Parts, keep: Int[Array, " group"] | Wide, integer: Any) -> State:
@@ -140,7 +164,6 @@ def _start(parts: Parts, keep: Int[Array, " group"] | Wide, integer: Any) -> Sta
         high=top,
         at_low=jnp.where(nothing, none, sizes),
         at_high=none,
-        tied=jnp.zeros(sizes.shape, bool),
         key=top,
         wanted=none,
         passes=jnp.int32(0),
@@ -175,7 +198,6 @@ def _with_ties(state: State, parts: Parts, keep: Int[Array, " group"] | Wide) ->
         high=jnp.where(becomes_tied, 1, state.high),
         at_low=jnp.where(becomes_tied, jnp.where(wanted > 0, ties, 0), state.at_low),
         at_high=jnp.where(becomes_tied, 0, state.at_high),
-        tied=state.tied | becomes_tied,
         key=jnp.where(becomes_tied, state.low, state.key),
         wanted=jnp.where(becomes_tied, wanted, state.wanted),
     )

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, UInt
 
 from jaxprune._arrays import meshes, ordering, xla
-from jaxprune._selection.brackets import Counts, Marks, State
+from jaxprune._selection.brackets import Counts, Marks, State, is_tied
 
 Keys: TypeAlias = Int[Array, "..."]
 
@@ -51,18 +51,17 @@ class Pieces:
 
     def count(self, marks: Marks, state: State) -> Counts:
         """How many scores of each array reach each mark; see `search`."""
-        columns = [marks[:, i] for i in range(marks.shape[1])]
-        of_part = (*columns, state.key, state.tied)
+        of_part = jnp.concatenate([marks, state.key[:, None]], axis=1)
         counts, order = list[Array](), list[int]()
         for number in self.large:
-            entries = [_entry(value, self.index[number]) for value in of_part]
+            entries = _entry(of_part, self.index[number])
             counts += _count_large(self.arrays[number], state.passes, entries, self.absolute)
             order.append(number)
-        found = [jnp.stack(counts).reshape(-1, len(columns))] if counts else []
+        found = [jnp.stack(counts).reshape(-1, marks.shape[1])] if counts else []
         for numbers, keys in self.tables:
-            entries = [value[np.array(numbers)][:, None] for value in of_part]
+            rows = of_part if len(numbers) == len(self.arrays) else of_part[np.array(numbers)]
             places = lax.broadcasted_iota(keys.dtype, keys.shape, 1)
-            found.append(jnp.stack(_totals(_reached(keys, -places, entries), (1,)), axis=1))
+            found.append(jnp.stack(_totals(_reached(keys, -places, rows.T[:, :, None]), (1,)), axis=1))
             order += numbers
         together = jnp.concatenate(found)
         return together if order == sorted(order) else together[np.argsort(order)]
@@ -103,15 +102,15 @@ def _entry(values: Array, index: UInt[Array, ""]) -> Array:
     return lax.dynamic_index_in_dim(values, index, keepdims=False)
 
 
-def _reached(keys: Keys, back: Keys, of_part: Sequence[Array]) -> list[Bool[Array, "..."]]:
+def _reached(keys: Keys, back: Keys, of_part: Int[Array, "..."]) -> list[Bool[Array, "..."]]:
     """Which positions reach each mark: keys or, among ties, places counted back from 0."""
-    *marks, key, tied = of_part
-    positions = jnp.where(tied, jnp.where(keys == key, back, jnp.iinfo(keys.dtype).min), keys)
+    *marks, key = of_part
+    positions = jnp.where(is_tied(key), jnp.where(keys == key, back, jnp.iinfo(keys.dtype).min), keys)
     return [positions >= mark for mark in marks]
 
 
 @functools.partial(jax.jit, static_argnames="absolute")
-def _count_large(array: Any, passes: Int[Array, ""], of_part: Sequence[Array], absolute: bool) -> Sequence[Array]:
+def _count_large(array: Any, passes: Int[Array, ""], of_part: Int[Array, "_"], absolute: bool) -> Sequence[Array]:
     """Traced once for all arrays of a shape."""
     array, zero = xla.kept_in_loop(passes, array, jnp.int32(0))
     keys = ordering.keys(array, absolute)
