@@ -97,6 +97,13 @@ def test_outside_jit_nothing_is_compiled_at_all(pattern, compilations):
     assert masks["kernel"].sum() == 64
 
 
+def test_outside_jit_a_global_budget_searches_on_the_host(compilations):
+    scores = jax.tree.map(jnp.abs, {"kernel": params()["kernel"], "bias": None})
+    counts = budgets.global_(scores, 0.75, patterns.Unstructured())
+    assert int(counts["kernel"]) == 32
+    assert [name for name in compilations if "highest" in name] == []
+
+
 def test_a_dense_leaf_costs_nothing_in_the_step():
     """A leaf whose mask is `None` meets no `select`, of the mask or of anything else."""
     optimizer = jaxprune.masked(optax.sgd(0.1), {"kernel": None, "bias": None})

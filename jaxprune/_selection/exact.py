@@ -65,7 +65,7 @@ def select(
     if len(selecting) == len(rows):
         masks = _selected_by_patterns(rows, selecting, counts)
         return treedef.unflatten([_on_device(mask, leaf) for mask, leaf in zip(masks, leaves, strict=True)])
-    pooled = tuple(requests.fitting(p.pool, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True))
+    pooled = _pooled(rows, leaf_patterns)
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
     checked = [_checked_count(*args) for args in zip(names, counts, sizes, strict=True)]
@@ -81,6 +81,11 @@ def _here(rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
     if not all(tree.is_floating(row[1]) and host.is_here(row[1]) for row in rows):
         return rows
     return [(row[0], np.asarray(row[1]), *row[2:]) for row in rows]
+
+
+def _pooled(rows: Sequence[tuple[Any, ...]], leaf_patterns: Sequence[Pattern]) -> tuple[Score, ...]:
+    """The scores of each leaf's groups."""
+    return tuple(requests.fitting(p.pool, *row[:2]) for p, row in zip(leaf_patterns, rows, strict=True))
 
 
 def _on_device(mask: Any, leaf: Any) -> Any:
@@ -135,12 +140,10 @@ def counts_of_highest(scores: Scores, total: Any, *, pattern: Pattern = patterns
       int32 scalars with the structure of `scores`; `Wide` for a leaf of 2**31 groups or more.
     """
     rows, treedef = tree.flatten(scores)
-    pooled = tuple(
-        requests.fitting(p.pool, *row[:2]) for p, row in zip(requests.by_leaf(pattern, scores), rows, strict=True)
-    )
+    pooled = _pooled(_here(rows), requests.by_leaf(pattern, scores))
     counted = _checked_count("all leaves", total, sum(p.size for p in pooled))
     kept = _highest(pooled, [counted], jointly=True, absolute=False)
-    return treedef.unflatten([wide.counted(jnp.asarray(mask)) for mask in kept])
+    return treedef.unflatten([wide.counted(jax.device_put(mask)) for mask in kept])
 
 
 def _checked_count(name: str, count: Any, size: int) -> int | Int[Array, ""] | Wide:
