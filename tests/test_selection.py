@@ -4,6 +4,7 @@ Concrete scores are selected from in host memory, traced ones by counting: every
 """
 
 import functools
+import math
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -176,9 +177,10 @@ def test_many_leaves_are_exact_whatever_their_sizes(seed, monkeypatch):
         assert np.array_equal(got, oracle(together, total)), total
 
 
-@pytest.mark.parametrize("number", [1, 10])
-def test_large_leaves_are_not_copied(number):
-    leaves = [jax.ShapeDtypeStruct((2**20 + 300 * (i + 1),), jnp.float32) for i in range(number)]
+@pytest.mark.parametrize(("number", "shape"), [(1, ()), (10, ()), (4, (1100,)), (3, (3, 3, 130))])
+def test_large_leaves_are_not_copied(number, shape):
+    lengths = [2**20 // math.prod(shape) + 300 * (i + 1) for i in range(number)]
+    leaves = [jax.ShapeDtypeStruct((*shape, length), jnp.float32) for length in lengths]
     compiled = jax.jit(lambda leaves: jaxprune.select(leaves, 10_000)).lower(leaves).compile()
     written = compiled.memory_analysis().temp_size_in_bytes
     assert written < 0.25 * sum(4 * leaf.size for leaf in leaves)

@@ -28,18 +28,22 @@ def is_sharded(array: Any) -> bool:
     return any(kind == AxisType.Explicit or (kind == AxisType.Auto and size > 1) for size, kind in axes)
 
 
-def flat_index(shape: tuple[int, ...]) -> Int[Array, "..."]:
-    """The place of each entry in row-major order, int32."""
-    return index_along(shape, tuple(range(len(shape))))
+def flat_index(shape: tuple[int, ...], zero: Int[Array, ""] | int = 0) -> Int[Array, "..."]:
+    """The place of each entry in row-major order, int32; `zero` as in `index_along`."""
+    return index_along(shape, tuple(range(len(shape))), zero)
 
 
-def index_along(shape: tuple[int, ...], axes: tuple[int, ...]) -> Int[Array, "..."]:
-    """The place of each entry along a line that runs along these axes, the last of them fastest; int32."""
-    *outer, last = axes or (0,)
-    place = lax.broadcasted_iota(jnp.int32, shape, last) if shape else jnp.int32(0)
-    stride = shape[last] if shape else 1
-    for axis in reversed(outer):
-        place = place + stride * lax.broadcasted_iota(jnp.int32, shape, axis)
+def index_along(shape: tuple[int, ...], axes: tuple[int, ...], zero: Int[Array, ""] | int = 0) -> Int[Array, "..."]:
+    """The place of each entry along a line that runs along these axes, the last of them fastest; int32.
+
+    Args:
+      shape: Of the array.
+      axes: What a line runs along.
+      zero: 0, or one that changes in a loop as far as XLA can tell: then the places stay in the loop, too.
+    """
+    place, stride = jnp.zeros(shape, jnp.int32), 1
+    for axis in reversed(axes if shape else ()):
+        place = place + stride * (lax.broadcasted_iota(jnp.int32, shape, axis) + zero)
         stride *= shape[axis]
     return place
 

@@ -114,7 +114,7 @@ def _count_large(array: Any, passes: Int[Array, ""], of_part: Int[Array, "_"], a
     """Traced once for all arrays of a shape."""
     array, zero = xla.kept_in_loop(passes, array, jnp.int32(0))
     keys = ordering.keys(array, absolute)
-    back = (zero - meshes.flat_index(array.shape)).astype(keys.dtype)
+    back = (-meshes.flat_index(array.shape, zero)).astype(keys.dtype)
     return _totals(_reached(keys, back, of_part), tuple(range(array.ndim)))
 
 
