@@ -191,6 +191,6 @@ def test_what_is_wrong_is_named(norms):
     with pytest.raises(ValueError, match=r"'first' needs a statistic .*statistic='variance'\)`; got Norm"):
         jaxprune.variance(PARAMS, norms)
     with pytest.raises(ValueError, match=r"'turned' needs a statistic .*statistic='norm'\)`; got NoneType"):
-        jaxprune.wanda(PARAMS, {**norms, "turned": None})
+        jaxprune.wanda(PARAMS, {**norms, "turned": None}, where=jaxprune.filters.is_kernel)
     with pytest.raises(ValueError, match=r"`Along\(axis=3\)` needs that axis; 'first' has shape \(8, 12\)"):
         jaxprune.wanda(PARAMS, norms, pattern=patterns.Along(3))

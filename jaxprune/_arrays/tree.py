@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,9 +31,20 @@ def paths(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> list[st
     return [path_of(key_path) for key_path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
 
 
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, quoted, for a message."""
+    shown = ", ".join(f"'{name}'" for name in names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown or "none"
+
+
 def is_array(leaf: Any) -> bool:
     """Whether `leaf` is an array, a tracer, or something with a shape that stands for one."""
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+def described(value: Any) -> str:
+    """What a value is, for a message."""
+    return f"an array of shape {value.shape}, {value.dtype}" if is_array(value) else f"{value!r:.60}"
 
 
 def is_floating(leaf: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,6 +20,8 @@ from jaxprune._jaxpr.tracing import Traced, arrays, trace
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Statistics, Where
 
+_MOST_KEPT = 32
+_KEPT: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _KINDS = {"norm": _accumulators.NORM, "variance": _accumulators.VARIANCE, "gram": _accumulators.GRAM}
 
 
@@ -27,7 +31,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     statistic: Literal["norm", "variance", "gram"] = "norm",
-    where: Where = is_kernel,
+    where: Where | None = None,
     valid: Callable[..., Any] | None = None,
 ) -> Statistics:
     """Runs a function over data and measures what each parameter is multiplied by.
@@ -38,9 +42,10 @@ def calibrate(
     of a `cond`, only the branch that is taken counts. A convolution's inputs are those under each tap, with the zeros
     of its padding. What the program does to a parameter before the product (a scale, a mask) does not change its input.
 
-    Each batch is one compiled pass, compiled once for every shape of batch. Statistics are float32 and merged as means
-    and variances, so that their accuracy does not fall with the number of batches. Batches that are sharded over
-    devices give the statistics of all their samples.
+    Each batch is one compiled pass, compiled once for every shape of batch, also over several calls with the same
+    function. As with `jax.jit`, what the function closes over must not change in between. Statistics are float32 and
+    merged as means and variances, so that their accuracy does not fall with the number of batches. Batches that are
+    sharded over devices give the statistics of all their samples.
 
     Args:
       fun: The model, `fun(params, *args)`.
@@ -48,7 +53,9 @@ def calibrate(
       batches: Each a tuple of the arguments of `fun`, or the one argument.
       statistic: `"norm"`, the size of each input; `"variance"`, mean and variance of each input and each output;
         `"gram"`, the Gram matrix of the inputs.
-      where: Picks the leaves to measure, by `(path, leaf)`; the rest get `None`.
+      where: Picks the leaves to measure, by `(path, leaf)`; the rest get `None`. By default those that `filters.
+        is_kernel` picks and the function multiplies something by; a warning names those that it does not, such as
+        tables that are only looked up.
       valid: `valid(*args)` says which samples count, as `tokens != padding` would: boolean, over the leading axes of
         the samples of every product, `(batch,)` or `(batch, time)`. A product whose samples are `(batch * time, ...)`
         is understood too.
@@ -58,7 +65,8 @@ def calibrate(
 
     Raises:
       ValueError: Nothing multiplies a picked leaf, or what does is not understood; the message names paths and reasons.
-        Or there are no batches.
+        Or there are no batches, one has no rows or gives statistics that are not finite, or no sample counts.
+      TypeError: `batches` is no iterable of batches.
 
     Examples:
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
@@ -75,18 +83,22 @@ def calibrate(
     if statistic not in _KINDS:
         raise ValueError(f"`statistic` must be 'norm', 'variance' or 'gram'; got {statistic!r}.")
     kind = _KINDS[statistic]
-    leaves = list(arrays(params).values())
-    made = ByShape(fun, params, where, lambda traced, found: (_step(traced, found, kind), found))
+    leaves, paths = list(arrays(params).values()), list(arrays(params))
+    made = ByShape(
+        fun, params, where, ("calibrate", statistic), lambda traced, found: (_step(traced, found, kind), found)
+    )
     found: Mapping[int, Use] = {}
     states: Any = None
-    for batch in batches:
+    finite = list[dict[int, Any]]()
+    for batch in checked_batches(batches):
         (step, found), args = made(batch)
         if states is None:
             states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in found.items()}
         counts = None if valid is None else jnp.asarray(valid(*args), bool)
-        states = step(states, leaves, list(arrays(args).values()), counts)
-    if states is None:
-        raise ValueError("`calibrate` needs at least one batch; `batches` is empty.")
+        states, is_finite = step(states, leaves, list(arrays(args).values()), counts)
+        finite.append(is_finite)
+    _check_finite(finite, paths)
+    _check_counted(states, [paths[leaf] for leaf in found])
     numbers = iter(range(len(leaves)))
 
     def result(_: str, leaf: Any) -> Any:
@@ -103,30 +115,103 @@ class ByShape:
     Attributes:
       fun: The function.
       params: Its parameters.
-      where: Picks the leaves.
-      make: `make(traced, found)`, where `found` says how each picked leaf is used.
-      made: The results of `make`, by the structure, shapes and dtypes of the batch.
+      where: Picks the leaves; `None` as for `calibrate`.
+      purpose: What `make` depends on besides: results are kept with the function for later calls.
+      make: `make(traced, found)`, where `found` says how each picked leaf is used. The trace holds no arrays of the
+        parameters.
     """
 
     fun: Callable[..., Any]
     params: Params
-    where: Where
+    where: Where | None
+    purpose: tuple[Any, ...]
     make: Callable[[Traced, dict[int, Use]], Any]
-    made: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._made = _kept_with(self.fun)
+        self._given = self.purpose, self.where, *_signature(self.params)
 
     def __call__(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
         """The result of `make` for a batch of this shape, and the batch as a tuple of arguments."""
-        args = batch if isinstance(batch, tuple) else (batch,)
-        leaves, structure = jax.tree.flatten(args)
-        key = structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
-        if key not in self.made:
+        args = batch if type(batch) is tuple else (batch,)  # a NamedTuple is one argument
+        key = (*self._given, *_signature(args))
+        if key not in self._made:
             traced = trace(self.fun, self.params, *args)
-            self.made[key] = self.make(traced, _picked(traced, self.where))
-        return self.made[key], args
+            found, unclear = _picked(traced, is_kernel if self.where is None else self.where)
+            if self.where is None and found and unclear:
+                warnings.warn(
+                    f"These stay dense, since nothing is multiplied by them: {tree.some(unclear)}. Leave them out with "
+                    "`where=` to say that they shall.",
+                    stacklevel=4,
+                )
+            elif unclear or not found:
+                raise ValueError(
+                    f"Pruning by data needs what a parameter is multiplied by; there is no such thing for "
+                    f"{', '.join(unclear) or f'any of {tree.some(traced.paths)}'}. Choose others with `where=`."
+                )
+            if len(self._made) >= _MOST_KEPT:
+                self._made.clear()
+            shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in traced.leaves)
+            self._made[key] = self.make(dataclasses.replace(traced, leaves=shapes), found)
+        return self._made[key], args
 
 
-def _picked(traced: Traced, where: Where) -> dict[int, Use]:
-    """How each picked leaf is used."""
+def _kept_with(fun: Callable[..., Any]) -> dict[Any, Any]:
+    """What is kept for a function as long as that lives; nothing for one that cannot be told from others."""
+    try:
+        return _KEPT.setdefault(fun, {})
+    except TypeError:  # neither hashable nor open to weak references, as modules with arrays are
+        return {}
+
+
+def _signature(values: Any) -> tuple[Any, ...]:
+    """What a trace depends on: structure, shapes, dtypes and shardings, and leaves that are no arrays."""
+    leaves, structure = jax.tree.flatten(values)
+    return structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
+
+
+def checked_batches(batches: Any) -> Iterator[Any]:
+    """The batches, each with at least one row.
+
+    Raises:
+      ValueError: There are none, or one has no rows; the message has its number.
+      TypeError: They are one array, a string, a dictionary or a function.
+    """
+    if tree.is_array(batches) or not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
+        got = tree.described(batches)
+        raise TypeError(
+            f"`batches` is an iterable, each item a tuple of the function's arguments or the one argument; got {got}. "
+            "For a single batch give `[batch]`."
+        )
+    number = -1
+    for number, batch in enumerate(batches):
+        for path, leaf in zip(tree.paths(batch), jax.tree.leaves(batch), strict=True):
+            if tree.is_array(leaf) and 0 in leaf.shape:
+                where = f"'{path}'" if path else "the argument"
+                raise ValueError(f"Batch {number} has no samples: {where} has shape {leaf.shape}. Leave it out.")
+        yield batch
+    if number < 0:
+        raise ValueError("At least one batch is needed; `batches` is empty.")
+
+
+def _check_finite(finite: Sequence[Mapping[int, Any]], paths: Sequence[str]) -> None:
+    for number, flags in enumerate(finite):
+        bad = [paths[leaf] for leaf, flag in flags.items() if not bool(flag)]
+        if bad:
+            raise ValueError(
+                f"Batch {number} gives statistics with NaN or infinity for {tree.some(bad)}. Look at the batch, and "
+                "for NaN in the parameters."
+            )
+
+
+def _check_counted(states: Any, paths: Sequence[str]) -> None:
+    numbers = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer)]
+    if not any(bool((number > 0).any()) for number in numbers):
+        raise ValueError(f"No sample counts for {tree.some(paths)}. Look at `valid=`, which must be true for some.")
+
+
+def _picked(traced: Traced, where: Where) -> tuple[dict[int, Use], list[str]]:
+    """How each picked leaf is used, and for which it cannot be told, with the reason."""
     found = uses(traced)
     uses_of: dict[int, Use] = {}
     unclear = list[str]()
@@ -137,12 +222,7 @@ def _picked(traced: Traced, where: Where) -> dict[int, Use]:
                 uses_of[index] = use
             else:
                 unclear.append(f"'{path}' ({use})")
-    if unclear:
-        raise ValueError(
-            f"`calibrate` measures what a parameter is multiplied by; there is no such thing for {', '.join(unclear)}. "
-            "Leave them out with `where=`."
-        )
-    return uses_of
+    return uses_of, unclear
 
 
 def _step(traced: Traced, found: Mapping[int, Use], kind: _accumulators.Kind) -> Callable[..., Any]:
@@ -158,6 +238,12 @@ def _step(traced: Traced, found: Mapping[int, Use], kind: _accumulators.Kind) ->
                     f"`calibrate` cannot tell what multiplies '{path}': {error}. Leave it out with `where=`."
                 ) from error
 
-        return capture.evaluate(traced, leaves, inputs, states, record)[1]
+        states = capture.evaluate(traced, leaves, inputs, states, record)[1]
+        return states, {leaf: _is_finite(state) for leaf, state in states.items()}
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _is_finite(state: Any) -> Any:
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]).all()

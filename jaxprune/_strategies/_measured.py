@@ -12,7 +12,6 @@ from jaxprune import budgets, patterns
 from jaxprune import scores as scoring
 from jaxprune._arrays import tree
 from jaxprune._strategies._from_scores import UNSTRUCTURED, from_scores
-from jaxprune.filters import is_kernel
 from jaxprune.typing import Axes, Budget, Masks, Params, Pattern, Sparsity, Statistics, Where
 
 _BY_OUTPUT = patterns.Along()
@@ -23,7 +22,7 @@ def wanda(
     statistics: Statistics,
     sparsity: Sparsity | None = None,
     *,
-    where: Where = is_kernel,
+    where: Where | None = None,
     budget: Budget = budgets.uniform,
     pattern: Pattern = _BY_OUTPUT,
 ) -> Masks:
@@ -33,7 +32,7 @@ def wanda(
       params: Any pytree, kernels in any layout.
       statistics: From `calibrate(..., statistic="norm")`.
       sparsity: Fraction of each output's weights to remove, in [0, 1]; see `magnitude`, as for the options.
-      where: Picks the leaves to prune; the rest get `None`.
+      where: Picks the leaves to prune; the rest get `None`. By default all that were measured.
       budget: How the sparsity is spread over the leaves; `budgets.owl` was made for these scores.
       pattern: `Along()` compares the weights of each output, and `NM(n, m)` of so many consecutive inputs: both run
         along the inputs that were measured, whatever the layout, unless they are given an axis.
@@ -65,7 +64,7 @@ def ria(
     sparsity: Sparsity | None = None,
     *,
     power: float = 0.5,
-    where: Where = is_kernel,
+    where: Where | None = None,
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
 ) -> Masks:
@@ -76,7 +75,7 @@ def ria(
       statistics: From `calibrate(..., statistic="norm")`.
       sparsity: See `magnitude`, as for the options.
       power: Of the input's norm; the paper takes 0.5.
-      where: Picks the leaves to prune.
+      where: Picks the leaves to prune; by default all that were measured.
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together: single weights of a whole kernel, as in the paper; see `wanda` for others.
 
@@ -99,7 +98,7 @@ def variance(
     sparsity: Sparsity | None = None,
     *,
     remove: Literal["smallest", "largest"] = "smallest",
-    where: Where = is_kernel,
+    where: Where | None = None,
     budget: Budget = budgets.uniform,
 ) -> Masks:
     """Removes whole outputs of kernels, neurons and channels, by the variance of what they put out.
@@ -112,7 +111,7 @@ def variance(
       statistics: From `calibrate(..., statistic="variance")`.
       sparsity: Fraction of each kernel's outputs to remove; see `magnitude`.
       remove: `"largest"` is the rule of the article whose "weight pruning" this is.
-      where: Picks the kernels. Leave out the last one: its outputs are the model's.
+      where: Picks the kernels, by default all that were measured. Leave out the last one: its outputs are the model's.
       budget: How the sparsity is spread over the kernels.
 
     Returns:
@@ -136,7 +135,7 @@ def variance(
     return from_scores(ranked, sparsity, budget=budget, pattern=patterns.Along(outputs))
 
 
-def _along_inputs(pattern: Pattern, params: Params, statistics: Statistics, where: Where) -> Pattern:
+def _along_inputs(pattern: Pattern, params: Params, statistics: Statistics, where: Where | None) -> Pattern:
     """The pattern along the inputs of each kernel, if it has no axis of its own."""
     if isinstance(pattern, patterns.NM) and pattern.axis is None:
         return dataclasses.replace(pattern, axis=_axis_tree(lambda axes: axes.inputs[-1], params, statistics, where))
@@ -145,8 +144,12 @@ def _along_inputs(pattern: Pattern, params: Params, statistics: Statistics, wher
     return pattern
 
 
-def _axis_tree(choose: Callable[[Axes], Any], params: Params, statistics: Statistics, where: Where) -> Any:
+def _axis_tree(choose: Callable[[Axes], Any], params: Params, statistics: Statistics, where: Where | None) -> Any:
     """Axes of the picked leaves, which were found to have statistics."""
     return tree.map_with_path(
-        lambda path, leaf, measured: choose(measured.axes) if where(path, leaf) else None, params, statistics
+        lambda path, leaf, measured: (
+            choose(measured.axes) if (measured is not None if where is None else where(path, leaf)) else None
+        ),
+        params,
+        statistics,
     )

@@ -21,9 +21,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import patterns
+from jaxprune._arrays import inputs
 from jaxprune.layerwise import _choice
 from jaxprune.layerwise._damping import factorise, report
-from jaxprune.layerwise._refit import refine, scaled, solve
+from jaxprune.layerwise._refit import refine, scaled, solve, unscaled
 from jaxprune.typing import Gram, Kernel, Sparsity
 
 _CONVERGED = 1e-4  # norm of the residual, relative to that of the right-hand side
@@ -73,7 +74,12 @@ class ADMM:
         return statistic
 
     def prune(
-        self, kernel: Kernel, prepared: Gram, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+        self,
+        kernel: Kernel,
+        prepared: Gram,
+        sparsity: Sparsity,
+        pattern: patterns.Unstructured | patterns.NM,
+        mask: Bool[Array, "in out"] | None = None,
     ) -> tuple[Kernel, Bool[Array, "in out"]]:
         """Calls `admm`."""
         penalty = self.penalty
@@ -89,6 +95,7 @@ class ADMM:
             penalty=penalty,
             within=self.within,
             refit=self.refit,
+            mask=mask,
         )
 
 
@@ -103,6 +110,7 @@ def admm(
     penalty: float = 1.0,
     within: Literal["layer", "output"] = "layer",
     refit: bool = False,
+    mask: Bool[Array, "in out"] | None = None,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
     r"""Prunes one layer and solves for the kept weights, so that $\lVert X W - X \hat W \rVert_F$ is small.
 
@@ -120,6 +128,7 @@ def admm(
       penalty: Relative to the squared norm of an input.
       within: Which weights compete.
       refit: Whether to solve for the kept weights exactly in the end.
+      mask: Which weights may stay, `True`; the others are pruned whatever their number. `None` means all.
 
     Returns:
       The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -139,15 +148,16 @@ def admm(
       Boža, 2024, "Fast and Effective Weight Update for Pruned Large Language Models", algorithms 1 and 2.
     """
     sparsity = _choice.checked(kernel, gram.shape, pattern, sparsity)
+    _choice.check_mask(kernel, mask)
     if iterations < 1:
         raise ValueError(f"`iterations` must be at least 1; got {iterations}. The paper takes 20.")
     competing = kernel.shape[0] if within == "output" else kernel.size
     final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of the weights that compete
     rising = [final * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]
     keep = jnp.concatenate([_choice.counts([competing], s) for s in rising])
-    pruned, mask, fit = _alternated(kernel, gram, keep, damping, penalty, pattern, within == "output", refit)
+    pruned, kept, fit = _alternated(kernel, gram, keep, mask, damping, penalty, pattern, within == "output", refit)
     report(*fit)
-    return pruned, mask
+    return pruned, kept
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "by_output", "refit"))
@@ -155,6 +165,7 @@ def _alternated(
     kernel: Kernel,
     gram: Gram,
     keep: Int[Array, " iteration"],
+    allowed: Bool[Array, "in out"] | None,
     damping: Float[Array, ""] | float,
     penalty: Float[Array, ""] | float,
     pattern: Any,
@@ -163,15 +174,19 @@ def _alternated(
 ) -> tuple[Kernel, Bool[Array, "in out"], tuple[Array, ...]]:
     system = scaled(kernel, gram, damping)
     weights, identity = system.weights, jnp.eye(gram.shape[0], dtype=system.gram.dtype)
+    unseen = inputs.are_unseen(jnp.diagonal(gram))[:, None]
     damped = factorise(system.gram + penalty * identity, jnp.float32(0))
     inverse = damped.upper.T @ damped.upper
 
     def step(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         solved, dual, _ = state
         proposed = solved + dual
-        mask = _choice.highest(jnp.abs(proposed), keep[i], by_output)
+        # Nothing is fitted to an input that was never seen, so that only the weights themselves tell.
+        scores = _choice.scored(jnp.abs(jnp.where(unseen, weights, proposed)), allowed)
+        mask = _choice.highest(scores, keep[i], by_output)
         if isinstance(pattern, patterns.NM):
-            mask = mask | pattern.select(jnp.abs(proposed), 0)
+            mask = mask | pattern.select(scores, 0)
+        mask = mask if allowed is None else mask & allowed
         sparse = jnp.where(mask, proposed, 0)
         dual = proposed - sparse
         return inverse @ (system.target + penalty * (sparse - dual)), dual, mask
@@ -182,4 +197,4 @@ def _alternated(
     fit = (damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper)))
     if refit:
         solved, fit = solve(system, mask)
-    return (solved / system.scale[:, None]).astype(kernel.dtype), mask, fit
+    return unscaled(kernel, solved, mask, gram, system), mask, fit

@@ -39,13 +39,18 @@ def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Spar
     return sparsity
 
 
-def check_mask(kernel: Kernel, mask: Bool[Array, "in out"]) -> None:
-    """Raises a `ValueError` unless the mask is a boolean array of the kernel's shape."""
-    if mask.shape != kernel.shape or mask.dtype != bool:
+def check_mask(kernel: Kernel, mask: Bool[Array, "in out"] | None) -> None:
+    """Raises a `ValueError` unless the mask, if there is one, is a boolean array of the kernel's shape."""
+    if mask is not None and (mask.shape != kernel.shape or mask.dtype != bool):
         raise ValueError(
             f"The mask must be boolean and of the kernel's shape {kernel.shape}; got {mask.dtype} {mask.shape}. "
             "Broadcast it, or compare it with 0."
         )
+
+
+def scored(scores: Float[Array, "in out"], allowed: Bool[Array, "in out"] | None) -> Float[Array, "in out"]:
+    """The scores, NaN for weights that may not stay, so that they are pruned first."""
+    return scores if allowed is None else jnp.where(allowed, scores, jnp.nan)
 
 
 def working(kernel: Kernel, statistic: Float[Array, "..."]) -> Any:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import inputs, tree
 from jaxprune.typing import Gram
 
 _LEAST = 1e-6
@@ -23,18 +23,16 @@ class Damped(NamedTuple):
     """A Gram matrix that is safe to invert.
 
     Attributes:
-      gram: With the damping added to its diagonal; where an input is dead, the mean over the others stands in for 0.
+      gram: With the damping added to its diagonal; where an input was never seen, a tiny number stands in for 0.
       upper: Upper triangular; `upper.T @ upper` is the inverse of `gram`.
-      damping: What was added, as a fraction of the mean of the diagonal over live inputs.
+      damping: What was added, as a fraction of the mean of the diagonal over the inputs that were seen.
       steps: How often the damping had to be raised.
-      dead: Inputs that were zero in every sample.
     """
 
     gram: Gram
     upper: Float[Array, "in in"]
     damping: Float[Array, ""]
     steps: Int[Array, ""]
-    dead: Bool[Array, " in"]
 
 
 def damp(gram: Gram, *, damping: float | Float[Array, ""] = 0.01) -> Damped:
@@ -78,7 +76,7 @@ def factorise(gram: Gram, damping: Float[Array, ""]) -> Damped:
     # The Cholesky factor of H with both axes reversed, reversed again, is an upper R with H = R R^T: H^-1 = R^-T R^-1.
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     inverse = lax.linalg.triangular_solve(factor.lower, identity, left_side=True, lower=True)
-    return Damped(factor.gram, _reversed(inverse), factor.damping, factor.steps, factor.dead)
+    return Damped(factor.gram, _reversed(inverse), factor.damping, factor.steps)
 
 
 class Solution(NamedTuple):
@@ -86,7 +84,7 @@ class Solution(NamedTuple):
 
     Attributes:
       values: `(in, out)`.
-      damping: What was added to the diagonal, as a fraction of its mean over live inputs.
+      damping: What was added to the diagonal, as a fraction of its mean over the inputs that were seen.
       steps: How often the damping had to be raised.
       finite: Whether the factorisation succeeded in the end.
     """
@@ -111,27 +109,28 @@ class _Factor(NamedTuple):
     lower: Float[Array, "in in"]
     damping: Float[Array, ""]
     steps: Int[Array, ""]
-    dead: Bool[Array, " in"]
 
 
 def _factor(gram: Gram, damping: Float[Array, ""]) -> _Factor:
     diagonal = jnp.diagonal(gram)
-    dead = diagonal == 0
-    alive = jnp.maximum(jnp.sum(~dead, dtype=jnp.int32), 1).astype(gram.dtype)
-    mean = jnp.where(jnp.all(dead), 1, jnp.sum(diagonal) / alive)
-    gram = gram + jnp.diag(jnp.where(dead, mean, 0))
+    least = inputs.least_square(diagonal)
+    # An input that was never seen has nothing to be damped, so that its weights stay the cheapest to remove.
+    seen = jnp.minimum(diagonal / least, 1)
+    mean = seen * jnp.sum(diagonal) / jnp.maximum(jnp.sum(seen), 1)
+    gram = gram + jnp.diag(jnp.maximum(least - diagonal, 0))
 
     def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
         _, fraction, steps, _ = state
         fraction = jnp.where(steps < 0, fraction, jnp.maximum(fraction * 10, _LEAST))
-        lower = lax.linalg.cholesky(_reversed(_shifted(gram, fraction * mean)), symmetrize_input=False)
+        shifted = gram + jnp.diag(fraction * mean)
+        lower = lax.linalg.cholesky(_reversed(shifted), symmetrize_input=False)
         pivots = jnp.diagonal(lower) ** 2
-        tiny = jnp.finfo(gram.dtype).eps * (jnp.flip(jnp.diagonal(gram)) + fraction * mean)
+        tiny = jnp.finfo(gram.dtype).eps * jnp.flip(jnp.diagonal(shifted))
         return lower, fraction, steps + 1, jnp.all(jnp.isfinite(lower)) & jnp.all(pivots > tiny)
 
     start = (jnp.zeros_like(gram), damping.astype(gram.dtype), jnp.int32(-1), jnp.array(False))
     lower, fraction, steps, _ = lax.while_loop(lambda s: ~s[3] & (s[2] < _STEPS), attempt, start)
-    return _Factor(_shifted(gram, fraction * mean), lower, fraction, steps, dead)
+    return _Factor(gram + jnp.diag(fraction * mean), lower, fraction, steps)
 
 
 def report(steps: Int[Array, "..."], damping: Float[Array, "..."], finite: Bool[Array, "..."]) -> None:
@@ -154,10 +153,6 @@ def _report(steps: Any, damping: Any, finite: Any) -> None:
             f"{float(np.max(damping)):g} of the mean diagonal. More calibration samples would help.",
             stacklevel=4,
         )
-
-
-def _shifted(gram: Gram, by: Array) -> Gram:
-    return gram + by * jnp.eye(gram.shape[0], dtype=gram.dtype)
 
 
 def _reversed(matrix: Gram) -> Gram:

@@ -18,21 +18,21 @@ class Method(Protocol):
     options. It sees every kernel as a matrix, inputs first, however the axes lie in the parameter.
 
     Examples:
-      Magnitudes within each output, among the inputs that ever were anything but 0:
+      Magnitudes, among the inputs that are not small:
 
       >>> import dataclasses
       >>> from jaxprune import oneshot
       >>> @dataclasses.dataclass(frozen=True)
-      ... class LiveMagnitude:
+      ... class LargeInputs:
       ...     statistic = "norm"
       ...     def prepare(self, statistic):
-      ...         return statistic > 0
+      ...         return statistic > 0.5
       ...     def prune(self, kernel, prepared, sparsity, pattern):
       ...         scores = {"kernel": jnp.abs(kernel) * prepared[:, None]}
       ...         mask = jaxprune.from_scores(scores, sparsity, pattern=pattern)["kernel"]
       ...         return jnp.where(mask, kernel, 0), mask
-      >>> params, x = {"kernel": jnp.ones((3, 2))}, jnp.array([[1.0, 0.0, 2.0]])
-      >>> _, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], LiveMagnitude(), sparsity=1 / 3)
+      >>> params, x = {"kernel": jnp.ones((3, 2))}, jnp.array([[1.0, 0.1, 2.0]])
+      >>> _, masks = oneshot.prune(lambda p, x: x @ p["kernel"], params, [x], LargeInputs(), sparsity=1 / 3)
       >>> print(masks["kernel"])
       [[ True  True]
        [False False]
@@ -60,7 +60,12 @@ class Method(Protocol):
         ...
 
     def prune(
-        self, kernel: Kernel, prepared: Any, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+        self,
+        kernel: Kernel,
+        prepared: Any,
+        sparsity: Sparsity,
+        pattern: patterns.Unstructured | patterns.NM,
+        mask: Bool[Array, "in out"] | None = None,
     ) -> tuple[Kernel, Bool[Array, "in out"]]:
         """Prunes one kernel.
 
@@ -69,6 +74,7 @@ class Method(Protocol):
           prepared: From `prepare`.
           sparsity: The fraction of this kernel to remove, in [0, 1]: what the pattern fixes where it fixes one.
           pattern: `NM(n, m)` runs along the inputs.
+          mask: Which weights may stay; only passed where `oneshot.prune` is given `within=`.
 
         Returns:
           The new kernel, of the same shape and dtype and 0 where it is pruned, and the mask, `True` = kept.

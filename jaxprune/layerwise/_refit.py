@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxprune import patterns
+from jaxprune._arrays import inputs
 from jaxprune.layerwise import _choice
 from jaxprune.layerwise._damping import factorise, report
 from jaxprune.typing import Gram, Kernel
@@ -66,7 +67,7 @@ def _least_squares(
     system = scaled(kernel, gram, damping)
     start = jnp.where(mask, system.weights, 0)
     solved, fit = solve(system, mask) if exact else (refine(system, start, mask, _CONVERGED), None)
-    return (solved / system.scale[:, None]).astype(kernel.dtype), fit
+    return unscaled(kernel, solved, mask, gram, system), fit
 
 
 class Scaled(NamedTuple):
@@ -74,9 +75,9 @@ class Scaled(NamedTuple):
 
     Attributes:
       gram: Of the scaled inputs, with the damping on its diagonal.
-      weights: The kernel for the scaled inputs, 0 for dead inputs.
+      weights: The kernel for the scaled inputs.
       target: `gram @ weights`.
-      scale: The norms that the inputs were divided by, 1 for dead inputs.
+      scale: The norms that the inputs were divided by; a tiny number for those that were never seen.
     """
 
     gram: Gram
@@ -88,12 +89,20 @@ class Scaled(NamedTuple):
 def scaled(kernel: Kernel, gram: Gram, damping: Float[Array, ""] | float) -> Scaled:
     """Scales inputs to unit norm, so that weights can be compared by what they add to the output."""
     dtype = _choice.working(kernel, gram)
-    norm = jnp.sqrt(jnp.diagonal(gram)).astype(dtype)
-    scale = jnp.where(norm == 0, 1, norm)
-    identity = jnp.eye(gram.shape[0], dtype=dtype)
-    correlation = gram.astype(dtype) / (scale[:, None] * scale[None, :]) + jnp.asarray(damping, dtype) * identity
-    weights = kernel.astype(dtype) * norm[:, None]
+    gram = gram.astype(dtype)
+    squares = jnp.diagonal(gram)
+    lifted = jnp.maximum(squares, inputs.least_square(squares))
+    scale = jnp.sqrt(lifted)
+    pull = (lifted - squares) / lifted + jnp.asarray(damping, dtype)  # towards the given weights
+    correlation = gram / (scale[:, None] * scale[None, :]) + jnp.diag(pull)
+    weights = kernel.astype(dtype) * scale[:, None]
     return Scaled(correlation, weights, correlation @ weights, scale)
+
+
+def unscaled(kernel: Kernel, solved: Kernel, mask: Bool[Array, "in out"], gram: Gram, system: Scaled) -> Kernel:
+    """The kernel for the inputs as they are. What an input that was never seen keeps does not change."""
+    values = (solved / system.scale[:, None]).astype(kernel.dtype)
+    return jnp.where(inputs.are_unseen(jnp.diagonal(gram))[:, None] & mask, kernel, values)
 
 
 def refine(system: Scaled, weights: Kernel, mask: Bool[Array, "in out"], tolerance: float) -> Kernel:

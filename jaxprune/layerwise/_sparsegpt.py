@@ -6,7 +6,8 @@ Notes on what differs from the paper's program, which works on (out, in) kernels
 2. An error is not applied to all later rows of the kernel at once. Each row makes up for all earlier errors when its
    turn comes ("left-looking"), by one product for a block and one for a group. The results are the same up to rounding.
 3. Exactly `round(size * (1 - sparsity))` weights stay, and ties go to the lowest index.
-4. A dead input's diagonal is set to the mean of the others and not to 1, so that the scale of the inputs is immaterial.
+4. Weights of an input that was never seen keep their values, or are pruned, smallest first and before all others; there
+   they are set to 0.
 """
 
 from __future__ import annotations
@@ -64,10 +65,15 @@ class SparseGPT:
         return damp(statistic, damping=self.damping)
 
     def prune(
-        self, kernel: Kernel, prepared: Damped, sparsity: Sparsity, pattern: patterns.Unstructured | patterns.NM
+        self,
+        kernel: Kernel,
+        prepared: Damped,
+        sparsity: Sparsity,
+        pattern: patterns.Unstructured | patterns.NM,
+        mask: Bool[Array, "in out"] | None = None,
     ) -> tuple[Kernel, Bool[Array, "in out"]]:
         """Calls `sparsegpt`."""
-        return sparsegpt(kernel, prepared, sparsity, pattern=pattern, block=self.block, within=self.within)
+        return sparsegpt(kernel, prepared, sparsity, pattern=pattern, block=self.block, within=self.within, mask=mask)
 
 
 def sparsegpt(
@@ -79,6 +85,7 @@ def sparsegpt(
     block: int = 128,
     damping: float = 0.01,
     within: Literal["block", "output"] = "block",
+    mask: Bool[Array, "in out"] | None = None,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
     r"""Prunes one layer and adjusts the kept weights, so that $\lVert X W - X \hat W \rVert_F$ stays small.
 
@@ -91,6 +98,7 @@ def sparsegpt(
       block: See `SparseGPT`.
       damping: See `damp`. A Gram matrix that is not of full rank raises it, with a warning.
       within: See `SparseGPT`.
+      mask: Which weights may stay, `True`; the others are pruned whatever their number. `None` means all.
 
     Returns:
       The kernel, of the same dtype, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -110,6 +118,7 @@ def sparsegpt(
       Frantar & Alistarh, 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", algorithm 1.
     """
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
+    _choice.check_mask(kernel, mask)
     if block < 1:
         raise ValueError(f"`block` is a number of inputs, at least 1; got {block}. The paper takes 128.")
     damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
@@ -120,15 +129,15 @@ def sparsegpt(
     ends = [min(start + block, inputs) for start in range(0, inputs, block)]
     kept = _choice.counts([end if within == "output" else end * outputs for end in ends], sparsity)
     keep = jnp.diff(kept, prepend=jnp.zeros(1, jnp.int32))
-    return _swept(kernel, damped.upper, damped.dead, keep, pattern, block, within == "output")
+    return _swept(kernel, damped.upper, keep, mask, pattern, block, within == "output")
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "block", "by_output"))
 def _swept(
     kernel: Kernel,
     upper: Float[Array, "in in"],
-    dead: Bool[Array, " in"],
     keep: Int[Array, " block"],
+    allowed: Bool[Array, "in out"] | None,
     pattern: Any,
     block: int,
     by_output: bool,
@@ -136,21 +145,24 @@ def _swept(
     inputs = kernel.shape[0]
     dtype = _choice.working(kernel, upper)
     rest = -inputs % block
-    weights = jnp.pad(jnp.where(dead[:, None], 0, kernel).astype(dtype), ((0, rest), (0, 0)))
+    weights = jnp.pad(kernel.astype(dtype), ((0, rest), (0, 0)))
     factor = jnp.pad(upper.astype(dtype), ((0, rest), (0, rest))) + jnp.diag(
         (jnp.arange(inputs + rest) >= inputs).astype(dtype)
     )
 
-    def by_block(weights: Array, factor: Array, index: Array) -> tuple[Array, Array, Array]:
-        if isinstance(pattern, patterns.NM):
-            return _in_order(weights, factor, pattern.m, by_group)
-        padding = index * block + jnp.arange(block) >= inputs
-        # NaN is pruned first, so the padding of the last block never takes the place of a weight.
-        scores = jnp.where(padding[:, None], jnp.nan, _saliency(weights, factor))
-        return _prune(weights, factor, _choice.highest(scores, keep[index], by_output))
+    # The padding of the last block never takes the place of a weight.
+    may_stay = jnp.pad(jnp.ones(kernel.shape, bool) if allowed is None else allowed, ((0, rest), (0, 0)))
 
-    def by_group(weights: Array, factor: Array, _: Array) -> tuple[Array, Array, Array]:
-        return _prune(weights, factor, pattern.select(_saliency(weights, factor), 0))
+    def choose(weights: Array, factor: Array, start: Array, keep: Array) -> tuple[Array, Array, Array]:
+        may = lax.dynamic_slice_in_dim(may_stay, start, weights.shape[0])
+        mask = _choice.chosen(_choice.scored(_saliency(weights, factor), may), keep, pattern, by_output) & may
+        return _prune(weights, factor, mask)
+
+    def by_block(weights: Array, factor: Array, index: Array) -> tuple[Array, Array, Array]:
+        if not isinstance(pattern, patterns.NM):
+            return choose(weights, factor, index * block, keep[index])
+        first = index * block
+        return _in_order(weights, factor, pattern.m, lambda w, f, i: choose(w, f, first + i * pattern.m, keep[index]))
 
     pruned, mask, _ = _in_order(weights, factor, block, by_block)
     return pruned[:inputs].astype(kernel.dtype), mask[:inputs]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import patterns
+from jaxprune._arrays import inputs
 from jaxprune.layerwise import _choice
 from jaxprune.typing import Kernel, Sparsity
 
@@ -53,9 +54,10 @@ class Wanda:
         prepared: Float[Array, " in"],
         sparsity: Sparsity,
         pattern: patterns.Unstructured | patterns.NM,
+        mask: Bool[Array, "in out"] | None = None,
     ) -> tuple[Kernel, Bool[Array, "in out"]]:
         """Calls `wanda`."""
-        return wanda(kernel, prepared, sparsity, pattern=pattern, within=self.within)
+        return wanda(kernel, prepared, sparsity, pattern=pattern, within=self.within, mask=mask)
 
 
 def wanda(
@@ -65,6 +67,7 @@ def wanda(
     *,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
     within: Literal["layer", "output"] = "output",
+    mask: Bool[Array, "in out"] | None = None,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
     r"""Prunes one layer by weight magnitude times input norm, $|W_{ij}| \lVert x_i \rVert_2$.
 
@@ -74,6 +77,7 @@ def wanda(
       sparsity: Fraction to remove, in [0, 1]; may be traced. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       within: See `Wanda`.
+      mask: Which weights may stay, `True`; the others are pruned whatever their number. `None` means all.
 
     Returns:
       The kernel, exactly 0 where it is pruned, and the mask, `True` = kept.
@@ -93,16 +97,25 @@ def wanda(
       Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models", eq. 1.
     """
     sparsity = _choice.checked(kernel, norm.shape * 2, pattern, sparsity)
+    _choice.check_mask(kernel, mask)
     by_output = within == "output"
     keep = _choice.counts([kernel.shape[0] if by_output else kernel.size], sparsity)[0]
-    return _chosen(kernel, norm, keep, pattern, by_output)
+    return _chosen(kernel, norm, keep, mask, pattern, by_output)
 
 
 @functools.partial(jax.jit, static_argnames=("pattern", "by_output"))
 def _chosen(
-    kernel: Kernel, norm: Float[Array, " in"], keep: Int[Array, ""], pattern: Any, by_output: bool
+    kernel: Kernel,
+    norm: Float[Array, " in"],
+    keep: Int[Array, ""],
+    allowed: Bool[Array, "in out"] | None,
+    pattern: Any,
+    by_output: bool,
 ) -> tuple[Kernel, Bool[Array, "in out"]]:
     dtype = _choice.working(kernel, norm)
-    scores = jnp.abs(kernel.astype(dtype)) * norm.astype(dtype)[:, None]
-    mask = _choice.chosen(scores, keep, pattern, by_output)
+    norm = norm.astype(dtype)
+    norm = jnp.maximum(norm, jnp.sqrt(inputs.least_square(jnp.square(norm))))
+    scores = jnp.abs(kernel.astype(dtype)) * norm[:, None]
+    mask = _choice.chosen(_choice.scored(scores, allowed), keep, pattern, by_output)
+    mask = mask if allowed is None else mask & allowed
     return jnp.where(mask, kernel, 0), mask

@@ -15,7 +15,9 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from jaxprune import patterns
+from jaxprune._arrays import tree
 from jaxprune._jaxpr.roles.rules import Use
+from jaxprune.typing import Mask, Masks, Params
 
 
 def matrices(leaf: Any, use: Use) -> Shaped[Array, "stack in out"]:
@@ -99,3 +101,27 @@ def _replaced(leaf: Any, new: Any, starts: Sequence[Any]) -> Any:
 def along_inputs(pattern: Any) -> Any:
     """The pattern for matrices (in, out): whichever axes of the leaf the inputs are, they come first there."""
     return dataclasses.replace(pattern, axis=None) if isinstance(pattern, patterns.NM) else pattern
+
+
+def full_masks(params: Params, masks: Masks) -> Masks:
+    """Masks of weights in the full shape of their leaves; `None` stays."""
+    if masks is None:
+        return None
+    return tree.map_with_path(
+        lambda path, leaf, mask: None if mask is None else full_mask(path, leaf, mask), params, masks, names=("masks",)
+    )
+
+
+def full_mask(path: str, leaf: Any, given: Any) -> Mask:
+    """A mask in the full shape of its leaf."""
+    got = f"{given.dtype} {given.shape}" if tree.is_array(given) else type(given).__name__
+    if not tree.is_array(given) or given.dtype != bool or not _broadcasts(given.shape, leaf.shape):
+        raise ValueError(
+            f"The mask of '{path}' must be a boolean array that broadcasts against {leaf.shape}; got {got}. Leave it "
+            "out with `where=`, or unpack it."
+        )
+    return jnp.broadcast_to(given, leaf.shape)
+
+
+def _broadcasts(shape: tuple[int, ...], against: tuple[int, ...]) -> bool:
+    return len(shape) == len(against) and all(size in (1, wide) for size, wide in zip(shape, against, strict=True))

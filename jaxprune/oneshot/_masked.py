@@ -23,6 +23,7 @@ def repair(
     batches: Iterable[Any],
     *,
     where: Where = is_kernel,
+    within: Masks = None,
     damping: float = 0.01,
     correction: float = 0.0,
     **options: Unpack[Options],
@@ -38,6 +39,7 @@ def repair(
       masks: From any strategy. They may broadcast, as those of whole channels do.
       batches: Each a tuple of the arguments of `fun`, or the one argument.
       where: Picks the leaves to repair, by `(path, leaf)`, of those that have a mask; the others are only masked.
+      within: Further masks, such as those of a sparse model that was pruned again: what these prune stays 0 too.
       damping: See `layerwise.refit`.
       correction: See `oneshot.prune`; 0 by default.
       **options: `propagate`, `valid` and `progress`; see `oneshot.prune`.
@@ -58,7 +60,7 @@ def repair(
       >>> print(jaxprune.sparsity(repaired))
       0.5
     """
-    start, given, chosen = _prepared(params, masks, where)
+    start, given, chosen = _prepared(params, masks if within is None else masking.intersection(masks, within), where)
 
     def solve(kernel: Kernel, gram: Any, mask: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
         del path, place
@@ -131,21 +133,7 @@ def _prepared(params: Params, masks: Masks, where: Where) -> tuple[Params, Masks
     """
     rows, structure = tree.flatten(params, masks, names=("masks",))
     chosen = {path for path, leaf, given in rows if given is not None and where(path, leaf)}
-    whole = [_whole(path, leaf, given) if path in chosen else None for path, leaf, given in rows]
+    whole = [_kernels.full_mask(path, leaf, given) if path in chosen else None for path, leaf, given in rows]
     others = [None if path in chosen else given for path, _, given in rows]
     start = masking.apply(params, structure.unflatten(others))
     return start, structure.unflatten(whole), lambda path, _: path in chosen
-
-
-def _whole(path: str, leaf: Any, given: Any) -> Mask:
-    got = f"{given.dtype} {given.shape}" if tree.is_array(given) else type(given).__name__
-    if not tree.is_array(given) or given.dtype != bool or not _broadcasts(given.shape, leaf.shape):
-        raise ValueError(
-            f"The mask of '{path}' must be a boolean array that broadcasts against {leaf.shape}; got {got}. Leave it "
-            "out with `where=`, or unpack it."
-        )
-    return jnp.broadcast_to(given, leaf.shape)
-
-
-def _broadcasts(shape: tuple[int, ...], against: tuple[int, ...]) -> bool:
-    return len(shape) == len(against) and all(size in (1, wide) for size, wide in zip(shape, against, strict=True))

@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxprune import layerwise, patterns
 from jaxprune._arrays import tree
+from jaxprune._masks import masking
 from jaxprune._progress import Progress
 from jaxprune._selection import requests
-from jaxprune.filters import is_kernel
 from jaxprune.oneshot import _kernels, _sequential
 from jaxprune.oneshot._sequential import Options
 from jaxprune.typing import Kernel, Mask, Masks, Params, Sparsity, Where
@@ -23,7 +23,7 @@ class PruneOptions(Options, total=False):
     """The keyword arguments of `prune`, for functions that pass them on; the sparsity aside."""
 
     pattern: patterns.Unstructured | patterns.NM
-    where: Where
+    where: Where | None
     correction: float | None
 
 
@@ -35,7 +35,8 @@ def prune(
     *,
     sparsity: Sparsity | Any | None = None,
     pattern: patterns.Unstructured | patterns.NM = patterns.Unstructured(),
-    where: Where = is_kernel,
+    where: Where | None = None,
+    within: Masks = None,
     propagate: bool = True,
     correction: float | None = None,
     valid: Callable[..., Any] | None = None,
@@ -57,7 +58,10 @@ def prune(
       sparsity: Fraction of each kernel to remove, in [0, 1]; or a tree with one for each leaf, an array of them for the
         layers of a stack. `None` means what the pattern fixes, else 0.5.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
-      where: Picks the leaves, by `(path, leaf)`.
+      where: Picks the leaves, by `(path, leaf)`. By default those that `filters.is_kernel` picks and the function
+        multiplies something by; a warning names those that it does not.
+      within: Masks of weights that may stay: what these prune is and stays 0, whatever the method. An output or a block
+        with fewer weights than it may keep keeps those. A leaf that is not picked is only masked.
       propagate: Whether a kernel's inputs are those that the pruned kernels before it give, or those of the given
         model.
       correction: How much of the change that the pruned kernels before it have caused each kernel makes up for, in
@@ -71,8 +75,8 @@ def prune(
       The parameters, exactly 0 where they are pruned, and the masks: `None` for leaves that were not picked.
 
     Raises:
-      ValueError: There are no batches, an option is out of range, nothing multiplies a picked leaf, what does is not
-        understood, or its Gram matrix is not finite; the message names the path.
+      ValueError: There are no batches, an option is out of range, weights or inputs are NaN or infinite, nothing
+        multiplies a picked leaf, or what does is not understood; the message names the path.
       ImportError: Without rich, if a bar is asked for; `pip install "jaxprune[training]"` brings it.
 
     Examples:
@@ -102,10 +106,15 @@ def prune(
             f"`correction` needs the Gram matrices of the inputs, and {method} measures their norms. Leave it out."
         )
 
-    def solve(kernel: Kernel, prepared: Any, _: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
-        found = method.prune(kernel, prepared, requests.without_budget(pattern, sparsity_of(path, place)), pattern)
+    def solve(kernel: Kernel, prepared: Any, mask: Any, path: str, place: tuple[int, ...]) -> tuple[Kernel, Mask]:
+        asked = requests.without_budget(pattern, sparsity_of(path, place))
+        # A method of the user's need not know of masks that are never given.
+        found = method.prune(kernel, prepared, asked, pattern, *(() if mask is None else (mask,)))
         _check_result(method, kernel, *found)
         return found
+
+    if within is not None:
+        params = masking.apply(params, within)
 
     return _sequential.run(
         fun,
@@ -113,6 +122,7 @@ def prune(
         batches,
         _sequential.Solver(method.statistic, method.prepare, solve),
         where=where,
+        masks=_kernels.full_masks(params, within),
         propagate=propagate,
         correction=correction,
         valid=valid,

@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune import layerwise
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._calibration import _accumulators
-from jaxprune._calibration._calibrate import ByShape
+from jaxprune._calibration._calibrate import ByShape, checked_batches
 from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use
 from jaxprune._jaxpr.staging.program import Program, Run
@@ -87,7 +88,7 @@ def run(
     batches: Iterable[Any],
     solver: Solver,
     *,
-    where: Where,
+    where: Where | None,
     masks: Masks = None,
     correction: float = 0.0,
     propagate: bool = True,
@@ -123,6 +124,9 @@ def run(
         raise ValueError(f"`correction` is the share of a change to make up for, in [0, 1]; got {correction}.")
     correction = correction if propagate else 0.0  # without propagation the inputs do not change
     calls = _calls(fun, params, batches, where, valid, twice=correction > 0)
+    for index in calls[0].picked:
+        path, leaf = calls[0].traced.paths[index], list(arrays(params).values())[index]
+        checks.finite(path, leaf, "weights", "Leave it out with `where=`, or mend it.")
     work = _Work(solver, correction, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
     stages = calls[0].run.program.stages
     total = sum(len(stage.units) for stage in stages)
@@ -138,6 +142,7 @@ def run(
             for unit in stage.units:
                 work.change(unit)
                 report(work.done, total, work.paths[unit.leaf])
+    work.warn_of_unseen()
     return _filled(params, work.leaves, keep_others=True), _filled(params, work.masks, keep_others=False)
 
 
@@ -163,22 +168,24 @@ def _calls(
     fun: Callable[..., Any],
     params: Params,
     batches: Iterable[Any],
-    where: Where,
+    where: Where | None,
     valid: Callable[..., Any] | None,
     twice: bool,
 ) -> list[_Call]:
-    made = ByShape(fun, params, where, lambda traced, found: (Program(traced, found, twice), traced, found))
+    made = ByShape(
+        fun, params, where, ("stages", twice), lambda traced, found: (Program(traced, found, twice), traced, found)
+    )
     calls = list[_Call]()
-    for batch in batches:
+    programs = dict[int, Program]()
+    for batch in checked_batches(batches):
         (program, traced, found), args = made(batch)
+        programs[id(program)] = program
         counts = None if valid is None else jnp.asarray(valid(*args), bool)
         run, *reference = (Run(program, arrays(args).values()) for _ in range(1 + twice))
         calls.append(_Call(run, reference[0] if twice else None, counts, traced, found))
-    if not calls:
-        raise ValueError("At least one batch is needed; `batches` is empty.")
     plans = {
         tuple((stage.units, *(observation.units for observation in stage.observations)) for stage in program.stages)
-        for program, _, _ in made.made.values()
+        for program in programs.values()
     }
     if len(plans) > 1:
         raise ValueError(
@@ -205,6 +212,7 @@ class _Work:
       leaves: The parameters; those of finished units are changed.
       masks: By leaf, `None` where no unit is finished.
       done: How many units have been changed.
+      unseen: By path, how many inputs were 0 in every sample, and of how many.
     """
 
     def __init__(
@@ -223,24 +231,35 @@ class _Work:
         self._measure = _GRAM_AND_CROSS if correction else _MEASURES[solver.statistic]
         self._inputs: dict[Unit, list[_Measured]] = {}
         self._drifts: dict[Unit, _accumulators.Mean] = {}
+        self.unseen: dict[str, tuple[int, int]] = {}
+        self._is_unseen = np.zeros((0, 0), bool)
         self._last_prepared: tuple[list[_Measured], list[Any]] = ([], [])
 
     def measure(self, number: int, calls: Sequence[_Call], leaves: Sequence[Any], given: Sequence[Any]) -> None:
         """Measures what the units of a stage are multiplied by, in all batches."""
         for place, observation in enumerate(calls[0].run.program.stages[number].observations):
             use = self._picked[observation.observer.leaf]
-            kind = self._measure.kind
-            mean = kind.empty(observation.observer.shape, use)
-            for call in calls:
+            kind, path = self._measure.kind, self.paths[observation.observer.leaf]
+            empty = functools.partial(kind.empty, observation.observer.shape, use)
+
+            def with_batch(mean: Any, call: _Call, place: int = place, use: Use = use, path: str = path) -> Any:
                 sources, observer, _ = call.run.program.stages[number].observations[place]
                 try:
                     reference = None if call.reference is None else call.reference.values(sources, given)
-                    mean = _take(kind, observer, use, mean, call.run.values(sources, leaves), reference, call.valid)
+                    seen = call.run.values(sources, leaves)
+                    return _take(self._measure.kind, observer, use, mean, seen, reference, call.valid)
                 except UnsupportedProduct as error:
                     raise ValueError(
-                        f"It cannot be told what multiplies '{self.paths[observer.leaf]}': {error}. Leave it out with "
-                        "`where=`."
+                        f"It cannot be told what multiplies '{path}': {error}. Leave it out with `where=`."
                     ) from error
+
+            mean = functools.reduce(with_batch, calls, empty())
+            if not _is_finite(mean):
+                bad = next(i for i, call in enumerate(calls) if not _is_finite(with_batch(empty(), call)))
+                raise ValueError(
+                    f"'{path}': batch {bad} gives inputs with NaN or infinity. Look at the batch, and for NaN in the "
+                    "parameters."
+                )
             measured = _Measured(observation.observer.shape, use, mean)
             for unit in observation.units:
                 self._inputs.setdefault(unit, []).append(measured)
@@ -277,7 +296,9 @@ class _Work:
         drift = self._drifts.pop(unit, None)
         residuals = None if drift is None else _accumulators.INPUTS_BY_OUTPUTS.finish(drift, unit.shape, use)
         results = list[tuple[Kernel, Mask]]()
-        for i, (correct, prepared) in enumerate(self._prepared(path, self._inputs.pop(unit))):
+        pairs = self._prepared(path, self._inputs.pop(unit))
+        self._note_unseen(path, masks)
+        for i, (correct, prepared) in enumerate(pairs):
             residual, mask = (None if of is None else of[i] for of in (residuals, masks))
             kernel = _named(path, functools.partial(correct, residual=residual), stack[i])
             rest = prepared, mask, path, _kernels.place(unit.shape, use, starts, i)
@@ -298,7 +319,28 @@ class _Work:
             statistics = self._measure.split(mean, inputs[0].shape, inputs[0].use)
             prepared = [self._prepare(path, statistic) for statistic in statistics]
             self._last_prepared = inputs, prepared
+            grams = statistics[:, 0] if self._correction else statistics
+            sizes = grams if grams.ndim == 2 else jnp.diagonal(grams, axis1=1, axis2=2)
+            self._is_unseen = np.asarray(sizes) == 0
         return prepared
+
+    def _note_unseen(self, path: str, masks: Any) -> None:
+        """Counts inputs that were 0 in every sample, of those whose weights may stay."""
+        matters = np.array(True) if masks is None else np.asarray(masks).any(axis=2)
+        found, size = int((self._is_unseen & matters).sum()), self._is_unseen.size
+        if found:
+            before = self.unseen.get(path, (0, 0))
+            self.unseen[path] = before[0] + found, before[1] + size
+
+    def warn_of_unseen(self) -> None:
+        """Warns if there were inputs that no batch says anything of."""
+        if self.unseen:
+            found = tree.some([f"{path}: {number} of {size}" for path, (number, size) in self.unseen.items()])
+            warnings.warn(
+                f"Some inputs were 0 in every sample ({found}). Their weights are pruned first, smallest first, and "
+                "keep their values where they stay. More calibration samples may reach them.",
+                stacklevel=4,
+            )
 
     def _prepare(self, path: str, statistic: Array) -> tuple[Callable[..., Kernel], Any]:
         if not self._correction:
@@ -306,6 +348,10 @@ class _Work:
         gram, cross = statistic
         correct = functools.partial(layerwise.correct, gram=gram, cross=cross, share=self._correction)
         return correct, _named(path, self._solver.prepare, gram)
+
+
+def _is_finite(mean: _accumulators.Mean) -> bool:
+    return bool(jnp.isfinite(jnp.sum(mean.mean)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)

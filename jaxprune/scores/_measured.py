@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune.typing import Params, Scores, Statistics, Where
 
 _NAMES = {"Norm": "norm", "Variance": "variance", "Gram": "gram"}
 
 
 def map_measured(
-    function: Callable[[Any, Any], Any], params: Params, statistics: Statistics, kind: type, where: Where
+    function: Callable[[Any, Any], Any], params: Params, statistics: Statistics, kind: type, where: Where | None
 ) -> Scores:
     """Maps `function(kernel, statistic)` over the picked leaves, kernels as float32 or wider; the rest get `None`.
 
+    Without `where`, all leaves that have a statistic are picked.
+
     Raises:
-      ValueError: A picked leaf has no statistic of the kind, or one of another shape; the message names its path.
+      ValueError: A picked leaf has no statistic of the kind, or it holds NaN, or no leaf has one; the message names the
+        path.
     """
 
     def score(path: str, leaf: Any, statistic: Any) -> Any:
-        if not where(path, leaf):
+        if statistic is None if where is None else not where(path, leaf):
             return None
         tree.check_floating(path, leaf)
         if not isinstance(statistic, kind):
@@ -31,6 +35,14 @@ def map_measured(
                 f"'{path}' needs a statistic from `calibrate(..., statistic={_NAMES[kind.__name__]!r})`; got "
                 f"{type(statistic).__name__}. Leave it out with `where=`."
             )
+        for measured in jax.tree.leaves(statistic):
+            checks.finite(path, measured, "statistics", "Look for NaN in the batches.")
         return function(leaf.astype(tree.promote(leaf.dtype, jnp.float32)), statistic)
 
-    return tree.map_with_path(score, params, statistics, names=("statistics",))
+    found = tree.map_with_path(score, params, statistics, names=("statistics",))
+    if not jax.tree.leaves(found):
+        raise ValueError(
+            f"No leaf was picked that has a statistic; there are {tree.some(tree.paths(params))}. Give what "
+            "`calibrate` returned for these parameters, and look at `where=`."
+        )
+    return found
