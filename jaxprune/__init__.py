@@ -59,6 +59,8 @@ from jaxprune._training import rewind as rewind
 from jaxprune._transforms import WithGradients as WithGradients
 from jaxprune._transforms import WithKey as WithKey
 from jaxprune._transforms import acdc as acdc
+from jaxprune._transforms import apply_updates as apply_updates
+from jaxprune._transforms import check_masked as check_masked
 from jaxprune._transforms import dpf as dpf
 from jaxprune._transforms import gradual as gradual
 from jaxprune._transforms import group_lasso as group_lasso

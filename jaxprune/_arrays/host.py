@@ -34,3 +34,11 @@ def placed(array: Any, like: Any) -> Any:
     if not isinstance(array, np.ndarray) or not isinstance(like, jax.Array):
         return array
     return jax.device_put(array, like.sharding)
+
+
+def copied(array: Any) -> Any:
+    """A copy of an array, of NumPy as one of JAX: nothing is compiled for one in host memory."""
+    if not is_here(array):
+        return jnp.copy(array)
+    copy = np.array(array)
+    return placed(copy, array) if isinstance(array, jax.Array) else jax.device_put(copy)

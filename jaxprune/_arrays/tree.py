@@ -105,7 +105,35 @@ def _flatten_up_to(tree: Params, treedef: Any, other: Any, name: str) -> list[An
     try:
         return treedef.flatten_up_to(other)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(_difference(tree, other, name)) from error
+        found = _by_path(tree, other)
+        if found is None:
+            raise ValueError(_difference(tree, other, name)) from error
+        return found
+
+
+def _by_path(tree: Params, other: Any) -> list[Any] | None:
+    """What the other tree has at the same paths, in other containers; `None` may stand for a whole subtree."""
+    rows = jax.tree_util.tree_flatten_with_path(other, lambda node: node is None or _is_value(node))[0]
+    values = {path_of(key_path): value for key_path, value in rows}
+    missing = object()
+    found, used = list[Any](), set[str]()
+    for path in paths(tree):
+        above = [path[:end] for end in (*_ends(path), len(path))]
+        place = next((p for p in above if p in values and (p == path or values[p] is None)), missing)
+        if place is missing:
+            return None
+        used.add(str(place))
+        found.append(values[str(place)])
+    return found if used == set(values) else None
+
+
+def _ends(path: str) -> list[int]:
+    return [0, *(i for i, letter in enumerate(path) if letter == "/")]
+
+
+def _is_value(node: Any) -> bool:
+    """Whether a node is what a leaf meets, though it is a container: a mask, or a statistic, of a type of its own."""
+    return not is_array(node) and type(node).__module__.startswith("jaxprune.")
 
 
 def _is_none(leaf: Any) -> bool:

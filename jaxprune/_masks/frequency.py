@@ -7,10 +7,9 @@ and hence real. Masks always keep pairs together, so that masking is an orthogon
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,8 @@ Kernel: TypeAlias = Float[Array, "..."]
 Spectrum: TypeAlias = Complex[Array, "..."] | Float[Array, "..."]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["axes", "transform"])
-@dataclasses.dataclass(frozen=True)
-class Spectral:
-    """The mask of a frequency-pruned kernel.
+class Spectral(NamedTuple):
+    """The mask of a frequency-pruned kernel. A `NamedTuple`, so that Flax serialises it as any other state.
 
     Attributes:
       keep: Which coefficients stay, in the layout of `jnp.fft.rfftn` over `axes` (`transform="dft"`) or of the
@@ -47,10 +44,22 @@ class Spectral:
         projected = synthesise(kept, kernel.shape, self.axes, self.transform).astype(kernel.dtype)
         return meshes.like(projected, kernel)
 
-    def count(self, shape: tuple[int, ...]) -> Int[Array, ""]:
+    def count(self, shape: tuple[int, ...]) -> Int[Array, ""]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The number of real degrees of freedom that a kernel of this shape keeps."""
         multiplicity = jnp.asarray(_multiplicity(shape, self.axes, self.transform), jnp.int32)
         return jnp.sum(jnp.where(self.keep, multiplicity, jnp.int32(0)), dtype=jnp.int32)
+
+
+def _restored(fixed: Any, children: Iterable[Any]) -> Spectral:
+    axes, transform = fixed
+    return Spectral(next(iter(children)), axes, transform)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Spectral,
+    lambda mask: (((jax.tree_util.GetAttrKey("keep"), mask.keep),), (mask.axes, mask.transform)),
+    _restored,
+)
 
 
 def normalise_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:

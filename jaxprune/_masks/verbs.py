@@ -6,7 +6,6 @@ tells them apart.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -100,14 +99,14 @@ def pack(mask: Any) -> Any:
     if mask is None or isinstance(mask, Packed):
         return mask
     if isinstance(mask, Spectral):
-        return dataclasses.replace(mask, keep=pack(mask.keep))
+        return mask._replace(keep=pack(mask.keep))
     return packing.packed(mask)
 
 
 def unpack(mask: Any) -> Any:
     """The mask that `pack` was given."""
     if isinstance(mask, Spectral):
-        return dataclasses.replace(mask, keep=unpack(mask.keep))
+        return mask._replace(keep=unpack(mask.keep))
     return packing.unpacked(mask) if isinstance(mask, Packed) else mask
 
 
@@ -119,7 +118,7 @@ def sharded_like(leaf: Any, mask: Any) -> Any:
 def keep_all(leaf: Any, mask: Any) -> Any:
     """A mask of the same kind and shape, which may be abstract, that keeps everything."""
     if isinstance(mask, Spectral):
-        return dataclasses.replace(mask, keep=jnp.ones(mask.keep.shape, jnp.bool_))
+        return mask._replace(keep=jnp.ones(mask.keep.shape, jnp.bool_))
     return None if mask is None else meshes.ones(mask.shape, leaf)
 
 
@@ -138,7 +137,7 @@ def combine(operation: Callable[..., Any], first: Any, second: Any) -> Any:
             f"Two frequency masks combine only over the same axes and transform; got {first.axes}, "
             f"{first.transform!r} and {second.axes}, {second.transform!r}. Make both by the same call of `dft`."
         )
-    return dataclasses.replace(first, keep=operation(first.keep, second.keep))
+    return first._replace(keep=operation(first.keep, second.keep))
 
 
 def entries(mask: Any) -> Float[Array, ""]:

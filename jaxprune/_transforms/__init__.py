@@ -1,6 +1,8 @@
 """Pruning as optax transforms: masks live in the optimizer state, so prune and retrain are one jitted step."""
 
 from jaxprune._transforms._acdc import acdc as acdc
+from jaxprune._transforms._agreement import apply_updates as apply_updates
+from jaxprune._transforms._agreement import check_masked as check_masked
 from jaxprune._transforms._dpf import FeedbackState as FeedbackState
 from jaxprune._transforms._dpf import dpf as dpf
 from jaxprune._transforms._gradual import gradual as gradual

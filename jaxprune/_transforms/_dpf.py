@@ -84,7 +84,12 @@ def dpf(
 
     def init_fn(params: Params) -> FeedbackState:
         masks = _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
-        return FeedbackState(jnp.zeros((), jnp.int32), masks, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        return FeedbackState(
+            jnp.zeros((), jnp.int32),
+            masks,
+            jax.tree.map(jnp.copy, params),
+            _state.owned(optimizer.init(params), params),
+        )
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any

@@ -62,8 +62,9 @@ def keep_masked(masks: Masks) -> optax.GradientTransformationExtraArgs:
 def masked(optimizer: optax.GradientTransformation, masks: Masks) -> optax.GradientTransformationExtraArgs:
     """Trains only what the masks keep.
 
-    Gradients of pruned weights are hidden from the optimizer, so that they enter no moment, norm or clip, and updates
-    leave the parameters exactly masked. Frequency-pruned leaves are projected in the same way.
+    Pruned weights and their gradients are hidden from the optimizer, which sees zeros, so that they enter no moment,
+    norm, decay or clip. Updates leave the parameters exactly masked, but for a pruned weight that is NaN or infinite,
+    which no sum can make 0: see `apply_updates`. Frequency-pruned leaves are projected in the same way.
 
     Args:
       optimizer: Any optax optimizer; extra arguments are passed on to it.
@@ -86,14 +87,15 @@ def masked(optimizer: optax.GradientTransformation, masks: Masks) -> optax.Gradi
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: Params) -> MaskedState:
-        return MaskedState(_state.fitting(params, masks), optimizer.init(params))
+        kept = _state.fitting(params, masks)
+        return MaskedState(kept, _state.owned(optimizer.init(masking.apply(params, kept)), params))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Params, MaskedState]:
         params = _updates.given(params, "masked")
-        hidden = masking.apply(updates, state.masks)
-        updates, inner = optimizer.update(hidden, state.inner, params, **extra_args)
+        hidden, shown = masking.apply(updates, state.masks), masking.apply(params, state.masks)
+        updates, inner = optimizer.update(hidden, state.inner, shown, **extra_args)
         return _updates.constrain(updates, params, state.masks), MaskedState(state.masks, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -96,7 +96,12 @@ def movement(
         masks = _state.keep_all(params, shapes)
         dense = jax.tree.map(jnp.copy, params)
         return MovementState(
-            jnp.zeros((), jnp.int32), masks, scores, dense, learner.init(scores), optimizer.init(params)
+            jnp.zeros((), jnp.int32),
+            masks,
+            scores,
+            dense,
+            learner.init(scores),
+            _state.owned(optimizer.init(params), params),
         )
 
     def update_fn(

@@ -135,7 +135,7 @@ def _with_penalty(
 
     def init_fn(params: Params) -> ProximalState:
         masks = spread(jax.tree.map(lambda norm: norm > 0, norms(params)), params)
-        return ProximalState(jnp.zeros((), jnp.int32), masks, optimizer.init(params))
+        return ProximalState(jnp.zeros((), jnp.int32), masks, _state.owned(optimizer.init(params), params))
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any

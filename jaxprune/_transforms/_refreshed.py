@@ -93,7 +93,9 @@ def refreshed(
     at_rest = masking.pack if packed else lambda masks: masks
 
     def init_fn(params: Params) -> RefreshedState:
-        return RefreshedState(jnp.zeros((), jnp.int32), at_rest(start(params)), optimizer.init(params))
+        return RefreshedState(
+            jnp.zeros((), jnp.int32), at_rest(start(params)), _state.owned(optimizer.init(params), params)
+        )
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, **extra_args: Any
@@ -111,8 +113,8 @@ def refreshed(
         # At every step, not only at a refresh: it is fused into the optimizer, and a state that passes through `cond`
         # would be copied.
         inner = _state.zero_pruned(state.inner, params, visible)
-        hidden = masking.apply(updates, visible)
-        new_updates, inner = optimizer.update(hidden, inner, params, **extra_args)
+        hidden, shown = masking.apply(updates, visible), masking.apply(params, visible)
+        new_updates, inner = optimizer.update(hidden, inner, shown, **extra_args)
         return _updates.constrain(new_updates, params, visible), RefreshedState(state.step + 1, resting, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

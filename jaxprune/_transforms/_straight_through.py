@@ -30,10 +30,13 @@ def straight_through(params: Params, masks: Masks) -> Params:
     References:
       Bengio et al., 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation".
     """
+    return _forward(params, masks)
 
-    @jax.custom_jvp
-    def forward(params: Params) -> Params:
-        return masking.apply(params, masks)
 
-    forward.defjvp(lambda primals, tangents: (forward(*primals), tangents[0]))
-    return forward(params)
+@jax.custom_jvp
+def _forward(params: Params, masks: Masks) -> Params:
+    return masking.apply(params, masks)
+
+
+# The masks are an argument and not closed over: inside `scan`, `cond` and `jax.checkpoint` they may be traced.
+_forward.defjvp(lambda primals, tangents: (_forward(*primals), tangents[0]))
