@@ -289,5 +289,20 @@ _AxisPattern = TypeVar("_AxisPattern", NM, Along)
 def _with_axes(pattern: _AxisPattern, scores: Params) -> list[_AxisPattern]:
     if isinstance(pattern.axis, int | None):
         return [pattern] * len(jax.tree.leaves(scores))
-    rows, _ = tree.flatten(scores, pattern.axis, names=(f"axis tree of `{type(pattern).__name__}`",))
-    return [dataclasses.replace(pattern, axis=axis) for _, _, axis in rows]
+    name = type(pattern).__name__
+    # What is not picked needs no axis, and may have one.
+    is_none = [score is None for score in jax.tree.leaves(scores, is_leaf=_is_none)]
+    axes = jax.tree.leaves(pattern.axis, is_leaf=lambda node: node is None or isinstance(node, tuple))
+    if len(axes) == len(is_none):
+        picked = [axis for axis, left_out in zip(axes, is_none, strict=True) if not left_out]
+        rows = [(path, axis) for path, axis in zip(tree.paths(scores), picked, strict=True)]
+    else:
+        rows = [(row[0], row[2]) for row in tree.flatten(scores, pattern.axis, names=(f"axis tree of `{name}`",))[0]]
+    without = [path for path, axis in rows if axis is None]
+    if without:
+        raise ValueError(f"The axis tree of `{name}` has no axis for {tree.some(without)}. Leave it out with `where=`.")
+    return [dataclasses.replace(pattern, axis=axis) for _, axis in rows]
+
+
+def _is_none(node: Any) -> bool:
+    return node is None

@@ -260,3 +260,81 @@ def test_calibrate_keeps_no_parameters_alive():
     del array
     gc.collect()
     assert alive() is None
+
+
+def test_what_is_not_picked_needs_no_axis_and_may_have_one():
+    params = {"kernel": jnp.ones((8, 4)), "turned": jnp.ones((4, 8)), "table": jnp.ones((8, 8)), "bias": jnp.ones(4)}
+
+    def fun(p, x):
+        return (p["table"][0] * x) @ p["kernel"] + p["bias"] + p["turned"] @ x
+
+    axes = jaxprune.layout(fun, params, jnp.ones(8)).summed(params)
+    pattern = NM(2, 4, axis=axes)
+    masks = jaxprune.magnitude(params, pattern=pattern, where=filters.is_kernel & ~filters.named("table"))
+    assert (masks["kernel"].reshape(2, 4, 4).sum(1) == 2).all()
+    assert (masks["turned"].reshape(4, 2, 4).sum(2) == 2).all()
+    assert masks["table"] is None
+    alone = jaxprune.magnitude(params, pattern=pattern, where=filters.named("turned"))
+    np.testing.assert_array_equal(alone["turned"], masks["turned"])
+    with pytest.raises(ValueError, match=r"axis tree of `NM` has no axis for 'table'.*where="):
+        jaxprune.magnitude(params, pattern=pattern)
+    with pytest.raises(ValueError, match="axis tree of `NM`"):
+        jaxprune.magnitude(params, pattern=NM(2, 4, axis={"kernel": 0}))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda k, g: layerwise.sparsegpt(k, g, damping=-1.0), "`damping` must be 0 or more"),
+        (lambda k, g: layerwise.sparsegpt(k, g, block=0), "`block` is a number of inputs, at least 1"),
+        (lambda k, g: layerwise.sparsegpt(k, g, within="row"), "`within` must be 'block' or 'output'"),
+        (lambda k, g: layerwise.SparseGPT(damping=np.nan), "`damping` must be 0 or more"),
+        (lambda k, g: layerwise.admm(k, g, iterations=0), "`iterations` must be at least 1"),
+        (lambda k, g: layerwise.admm(k, g, penalty=-1.0), "`penalty` must be 0 or more"),
+        (lambda k, g: layerwise.ADMM(iterations=2.5), "`iterations` must be at least 1"),
+        (lambda k, g: layerwise.ADMM(within="block"), "`within` must be 'layer' or 'output'"),
+        (lambda k, g: layerwise.Wanda(within="block"), "`within` must be 'layer' or 'output'"),
+        (lambda k, g: layerwise.obs(k, g, damping=-0.1), "`damping` must be 0 or more"),
+        (lambda k, g: layerwise.damp(g, damping=np.inf), "`damping` must be 0 or more"),
+        (lambda k, g: layerwise.refit(k, g, k > 0, damping=-1.0), "`damping` must be 0 or more"),
+        (lambda k, g: layerwise.swap(k, g, k > 0, steps=0), "`steps` must be at least 1"),
+        (lambda k, g: layerwise.correct(k, g, g, damping=-1.0), "`damping` must be 0 or more"),
+        (lambda k, g: layerwise.correct(k, g, g, share=2.0), "`share` must be in"),
+    ],
+)
+@pytest.mark.wrong_types
+def test_options_out_of_range_are_said(call, message):
+    kernel, x, _ = layer(14, unseen=0)
+    with pytest.raises(ValueError, match=message):
+        call(kernel, x.T @ x)
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("sparsity", [np.float32(0.5), np.float64(0.5), jnp.float32(0.5), np.array(0.5)])
+def test_a_sparsity_may_come_from_anywhere(sparsity):
+    kernel, x, _ = layer(15, unseen=0)
+    expected = jaxprune.sparsegpt(linear, {"kernel": kernel}, [x], 0.5)[1]["kernel"]
+    np.testing.assert_array_equal(jaxprune.sparsegpt(linear, {"kernel": kernel}, [x], sparsity)[1]["kernel"], expected)
+    np.testing.assert_array_equal(layerwise.wanda(kernel, jnp.ones(48), sparsity)[1].sum(0), np.full(8, 24))
+
+
+def test_admm_is_that_of_the_paper_step_by_step():
+    """Against a plain NumPy loop: the schedule of the sparsity, the projection, and the dual."""
+    kernel, x, _ = layer(16, unseen=0)
+    weights, gram = np.asarray(kernel, np.float64), np.asarray(x.T @ x, np.float64)
+    norm = np.sqrt(np.diag(gram))
+    correlation = gram / norm[:, None] / norm[None] + 0.1 * np.eye(48)
+    scaled = weights * norm[:, None]
+    inverse = np.linalg.inv(correlation + np.eye(48))
+    solved, dual = scaled, np.zeros_like(scaled)
+    for step in range(6):
+        sparsity = 0.75 * (1 - (1 - (step + 1) / 6) ** 3)
+        proposed = solved + dual
+        kept = np.zeros(proposed.size, bool)
+        kept[np.argsort(-np.abs(proposed).ravel(), kind="stable")[: round(384 * (1 - sparsity))]] = True
+        kept = kept.reshape(proposed.shape)
+        sparse = np.where(kept, proposed, 0)
+        dual = proposed - sparse
+        solved = inverse @ (correlation @ scaled + sparse - dual)
+    _, mask = layerwise.admm(kernel, x.T @ x, 0.75, iterations=6, damping=0.1, penalty=1.0)
+    np.testing.assert_array_equal(mask, kept)

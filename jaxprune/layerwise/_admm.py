@@ -64,6 +64,10 @@ class ADMM:
     within: Literal["layer", "output"] = "output"
     refit: bool = False
 
+    def __post_init__(self) -> None:
+        _choice.checked_options(iterations=self.iterations, damping=self.damping, penalty=self.penalty)
+        _choice.checked_within(self.within, "layer", "output")
+
     @property
     def statistic(self) -> Literal["gram"]:
         """It needs Gram matrices."""
@@ -149,8 +153,8 @@ def admm(
     """
     sparsity = _choice.checked(kernel, gram.shape, pattern, sparsity)
     _choice.check_mask(kernel, mask)
-    if iterations < 1:
-        raise ValueError(f"`iterations` must be at least 1; got {iterations}. The paper takes 20.")
+    _choice.checked_options(iterations=iterations, damping=damping, penalty=penalty)
+    _choice.checked_within(within, "layer", "output")
     competing = kernel.shape[0] if within == "output" else kernel.size
     final = 1.0 if isinstance(pattern, patterns.NM) else sparsity  # of the weights that compete
     rising = [final * (1 - (1 - (i + 1) / iterations) ** 3) for i in range(iterations)]

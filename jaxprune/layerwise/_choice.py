@@ -8,9 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune import budgets, patterns
-from jaxprune._arrays import ordering, tree
+from jaxprune._arrays import checks, ordering, tree
 from jaxprune._selection import requests
 from jaxprune.typing import Kernel, Sparsity
+
+_WHOLE = {
+    "block": "is a number of inputs, at least 1",
+    "iterations": "must be at least 1, a whole number",
+    "steps": "must be at least 1, a whole number",
+}
 
 
 def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Sparsity | None) -> Sparsity:
@@ -37,6 +43,29 @@ def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Spar
     sparsity = requests.without_budget(pattern, sparsity)
     budgets.keep_count(kernel.size, sparsity)  # raises where it is out of range
     return sparsity
+
+
+def checked_options(**options: float | None) -> None:
+    """Raises where an option is out of range: counts are 1 or more, other numbers 0 or more; `None` passes.
+
+    Raises:
+      ValueError: One is out of range, infinite or NaN.
+      TypeError: One is no number.
+    """
+    for name, value in options.items():
+        if value is None or not checks.is_concrete(value):
+            continue
+        if name in _WHOLE:
+            if checks.real(value, name) < 1 or value != int(value):
+                raise ValueError(f"`{name}` {_WHOLE[name]}; got {value}.")
+        else:
+            checks.positive(value, name, zero=True)
+
+
+def checked_within(within: str, *allowed: str) -> None:
+    """Raises a `ValueError` unless `within` is one of the words allowed."""
+    if within not in allowed:
+        raise ValueError(f"`within` must be {' or '.join(map(repr, allowed))}; got {within!r}.")
 
 
 def check_mask(kernel: Kernel, mask: Bool[Array, "in out"] | None) -> None:

@@ -57,6 +57,7 @@ def correct(
       towards the outputs of the full model; solving for a kernel first is ours.
     """
     _choice.checked(kernel, gram.shape, patterns.Unstructured(), 0.0)
+    _choice.checked_options(damping=damping)
     if cross.shape != gram.shape or not 0 <= share <= 1:
         raise ValueError(
             f"`cross` must have the shape {gram.shape} of the Gram matrix, and `share` must be in [0, 1]; got "

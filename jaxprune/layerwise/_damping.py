@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune._arrays import inputs, tree
+from jaxprune._arrays import checks, inputs, tree
 from jaxprune.typing import Gram
 
 _LEAST = 1e-6
@@ -64,6 +64,8 @@ def damp(gram: Gram, *, damping: float | Float[Array, ""] = 0.01) -> Damped:
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"A Gram matrix is square, (in, in); got shape {gram.shape}. Pass X.T @ X.")
+    if checks.is_concrete(damping):
+        checks.positive(damping, "damping", zero=True)
     damped = factorise(gram.astype(tree.promote(gram.dtype, jnp.float32)), jnp.asarray(damping, jnp.float32))
     report(damped.steps, damped.damping, jnp.all(jnp.isfinite(damped.upper)))
     return damped

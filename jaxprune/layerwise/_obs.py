@@ -65,6 +65,7 @@ def obs(
     competing = kernel.shape[0] if by_output else kernel.size
     keep = _choice.counts([competing], sparsity)[0]
     _choice.check_mask(kernel, mask)
+    _choice.checked_within(within, "layer", "output")
     return _eliminated(kernel, damped, keep, mask, pattern, by_output)
 
 

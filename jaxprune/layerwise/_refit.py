@@ -54,6 +54,7 @@ def refit(
     """
     _choice.checked(kernel, gram.shape, patterns.Unstructured(), 0.0)
     _choice.check_mask(kernel, mask)
+    _choice.checked_options(damping=damping)
     solved, fit = _least_squares(kernel, gram, mask, damping, exact)
     if exact:
         report(*fit)

@@ -55,6 +55,10 @@ class SparseGPT:
     damping: float = 0.1
     within: Literal["block", "output"] = "block"
 
+    def __post_init__(self) -> None:
+        _choice.checked_options(block=self.block, damping=self.damping)
+        _choice.checked_within(self.within, "block", "output")
+
     @property
     def statistic(self) -> Literal["gram"]:
         """It needs Gram matrices."""
@@ -119,8 +123,8 @@ def sparsegpt(
     """
     sparsity = _choice.checked(kernel, (gram.gram if isinstance(gram, Damped) else gram).shape, pattern, sparsity)
     _choice.check_mask(kernel, mask)
-    if block < 1:
-        raise ValueError(f"`block` is a number of inputs, at least 1; got {block}. The paper takes 128.")
+    _choice.checked_options(block=block, damping=damping)
+    _choice.checked_within(within, "block", "output")
     damped = gram if isinstance(gram, Damped) else damp(gram, damping=damping)
     inputs, outputs = kernel.shape
     block = min(block, inputs)

@@ -63,6 +63,7 @@ def swap(
     """
     _choice.checked(kernel, gram.shape, pattern, pattern.sparsity)
     _choice.check_mask(kernel, mask)
+    _choice.checked_options(steps=steps)
     if isinstance(pattern, patterns.NM) and pattern.group > 1:
         raise ValueError(f"A swap moves one weight, and `NM(..., group={pattern.group})` several. Take `group=1`.")
     return _refine(kernel, gram, mask, pattern, steps)

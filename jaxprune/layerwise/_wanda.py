@@ -39,6 +39,9 @@ class Wanda:
 
     within: Literal["layer", "output"] = "output"
 
+    def __post_init__(self) -> None:
+        _choice.checked_within(self.within, "layer", "output")
+
     @property
     def statistic(self) -> Literal["norm"]:
         """The norms of the inputs are enough."""
@@ -98,6 +101,7 @@ def wanda(
     """
     sparsity = _choice.checked(kernel, norm.shape * 2, pattern, sparsity)
     _choice.check_mask(kernel, mask)
+    _choice.checked_within(within, "layer", "output")
     by_output = within == "output"
     keep = _choice.counts([kernel.shape[0] if by_output else kernel.size], sparsity)[0]
     return _chosen(kernel, norm, keep, mask, pattern, by_output)

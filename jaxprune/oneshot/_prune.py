@@ -56,7 +56,8 @@ def prune(
       method: What prunes a single kernel: `layerwise.SparseGPT()`, `layerwise.ADMM()`, `layerwise.Wanda()`, or a
         `layerwise.Method` of your own.
       sparsity: Fraction of each kernel to remove, in [0, 1]; or a tree with one for each leaf, an array of them for the
-        layers of a stack. `None` means what the pattern fixes, else 0.5.
+        layers of a stack. `None` means what the pattern fixes, else 0.5. A method that compares within outputs, as ADMM
+        and Wanda do by default, rounds for each output: half of 15 inputs are 8 that stay.
       pattern: `Unstructured()`, or `NM(n, m)` along the inputs.
       where: Picks the leaves, by `(path, leaf)`. By default those that `filters.is_kernel` picks and the function
         multiplies something by; a warning names those that it does not.
@@ -232,7 +233,7 @@ def _check_result(method: layerwise.Method, kernel: Kernel, new: Any, mask: Any)
 
 def _sparsities(params: Params, sparsity: Any) -> Callable[[str, tuple[int, ...]], Any]:
     """The sparsity of each kernel, from one number or from a tree."""
-    if isinstance(sparsity, float | int | None) or (tree.is_array(sparsity) and sparsity.ndim == 0):
+    if isinstance(sparsity, float | int | np.generic | None) or (tree.is_array(sparsity) and sparsity.ndim == 0):
         return lambda path, place: sparsity
     rows, _ = tree.flatten(params, sparsity, names=("tree of sparsities",))
     table = {path: given for path, _, given in rows}
