@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from jaxprune import _documents
 from jaxprune._arrays import host, tree
 
 Kept: TypeAlias = Int[np.ndarray, "..."]
@@ -112,38 +111,28 @@ class Plan:
             }
             for name, leaf in self.leaves.items()
         }
-        document = {"format": _FORMAT, "version": 1, "semantics": self.semantics, "leaves": leaves}
-        Path(path).write_text(json.dumps(document))
+        _documents.write(path, _FORMAT, {"semantics": self.semantics, "leaves": leaves})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
         """Reads a plan that `save` wrote.
 
         Raises:
-          ValueError: The file is not a plan, or not a valid one; the message names what is wrong with it.
+          ValueError: The file is not a plan, damaged, or not a valid one; the message names it and what is wrong.
+          OSError: It is missing or cannot be read.
         """
+        body = _documents.read(path, _FORMAT, "`Plan.save`")
         try:
-            document = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{path}' is not JSON ({error}). Give a file written by `Plan.save`.") from error
-        if not isinstance(document, dict) or document.get("format") != _FORMAT or document.get("version") != 1:
-            raise ValueError(f"'{path}' is not a version 1 {_FORMAT}. Give a file written by `Plan.save`.")
-        try:
-            leaves = {
-                name: LeafPlan(
-                    tuple(int(n) for n in entry["shape"]),
-                    {int(axis): np.asarray(kept, np.int64) for axis, kept in entry["keep"].items()},
-                    entry["stack"],
-                )
-                for name, entry in document["leaves"].items()
-            }
-            semantics = document["semantics"]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            message = f"'{path}' lacks or garbles part of a plan ({error!r}). Give a file written by `Plan.save`."
+            leaves = {name: _leaf_plan(entry) for name, entry in body["leaves"].items()}
+            if body["semantics"] not in ("masked", "small"):
+                raise ValueError(f"""semantics {body["semantics"]!r}, which are neither "masked" nor "small\"""")
+            plan = cls(leaves, body["semantics"])
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            message = f"'{path}' does not hold a plan ({error}). Give a file written by `Plan.save`."
             raise ValueError(message) from error
-        if semantics not in ("masked", "small"):
-            raise ValueError(f"""'{path}' has semantics {semantics!r}; a plan has "masked" or "small".""")
-        return cls(leaves, semantics)
+        if "crc32" in body:  # plans of earlier versions have none
+            _documents.check(path, body, "`Plan.save`")
+        return plan
 
     def _match(self, path: str) -> str | None:
         """The parameter that a leaf mirrors: the one whose path, up to its first key, ends the leaf's."""
@@ -193,6 +182,31 @@ class Plan:
                 where = _index(kept, axis, plan.stack, array.shape)
                 array = jnp.full(wide, fill, array.dtype).at[where].set(array)
         return array
+
+
+def _leaf_plan(entry: Any) -> LeafPlan:
+    keep = {int(axis): _kept(kept) for axis, kept in entry["keep"].items()}
+    if not isinstance(entry["shape"], list) or len(keep) != len(entry["keep"]):
+        raise TypeError(f"{entry!r:.100} is not the plan of a leaf")
+    stack = entry["stack"]
+    shape = tuple(map(_whole, entry["shape"]))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{shape} is no shape")
+    return LeafPlan(shape, keep, None if stack is None else _whole(stack))
+
+
+def _kept(values: Any) -> Kept:
+    rows = values if isinstance(values, list) and values and isinstance(values[0], list) else [values]
+    if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
+        raise TypeError(f"{values!r:.100} are not indices")
+    kept = np.array([[_whole(index) for index in row] for row in rows], np.int64)
+    return kept if rows is values else kept[0]
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**63:  # `True` is no number here
+        raise TypeError(f"{value!r:.100} is not a size or an index")
+    return value
 
 
 def _validate(path: str, leaf: LeafPlan) -> None:
