@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,19 +26,22 @@ class Macs:
         and sparse kernels turn this into time.
       by_leaf: Dense count by the path of the parameter that is multiplied by; "" for products of two activations.
       unbounded: Whether the function has a `while` loop, whose body is counted once.
+      uncounted: Primitives that may multiply matrices, of which nothing is known and nothing counted.
     """
 
     dense: int
     effective: float
     by_leaf: dict[str, int]
     unbounded: bool
+    uncounted: tuple[str, ...] = ()
 
 
 def macs(fun: Callable[..., Any], params: Params, *args: Any, masks: Masks | None = None) -> Macs:
     """Counts multiply-accumulates from the jaxpr: matrix products and convolutions, not elementwise work.
 
     A convolution counts every tap at every position of its output, padding included; a scan every step; a `cond` its
-    most expensive branch.
+    most expensive branch. What may be a product and is not known, such as a kernel by Pallas, is not counted; a warning
+    names it.
 
     Args:
       fun: The model, `fun(params, *args)`.
@@ -64,7 +68,10 @@ def macs(fun: Callable[..., Any], params: Params, *args: Any, masks: Masks | Non
         density = [kept[path] for path in traced.paths]
     by_leaf = {("" if i is None else traced.paths[i]): n for i, n in total.by_leaf.items()}
     effective = sum(n * (1.0 if i is None else density[i]) for i, n in total.by_leaf.items())
-    return Macs(sum(total.by_leaf.values()), float(effective), by_leaf, total.unbounded)
+    if total.unknown:
+        names = ", ".join(f"'{name}'" for name in total.unknown)
+        warnings.warn(f"`macs` does not know what is multiplied in {names}; not counted.", stacklevel=2)
+    return Macs(sum(total.by_leaf.values()), float(effective), by_leaf, total.unbounded, tuple(total.unknown))
 
 
 def _density(path: str, leaf: Any, mask: Any) -> float:
