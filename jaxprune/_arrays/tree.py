@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,22 @@ def map_with_path(function: Callable[..., Any], tree: Params, *others: Any, name
     """Maps `function(path, leaf, *others)` over the leaves of `tree`; see `flatten`."""
     rows, treedef = flatten(tree, *others, names=names)
     return treedef.unflatten([function(*row) for row in rows])
+
+
+def partition(
+    tree: Params, picked: Callable[[Any], bool] = is_array
+) -> tuple[list[Any], Callable[[Sequence[Any]], Params]]:
+    """The picked leaves of a tree, and a function that puts others in their place: modules hold functions too."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if picked(leaf)]
+
+    def rebuild(values: Sequence[Any]) -> Params:
+        filled = list(leaves)
+        for place, value in zip(places, values, strict=True):
+            filled[place] = value
+        return structure.unflatten(filled)
+
+    return [leaves[i] for i in places], rebuild
 
 
 def choose(where: Where, tree: Params) -> Params:

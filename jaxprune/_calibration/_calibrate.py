@@ -14,13 +14,14 @@ from jaxprune._calibration import _accumulators
 from jaxprune._jaxpr.roles import capture
 from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use, settled, uses
-from jaxprune._jaxpr.tracing import Traced, arrays, trace
+from jaxprune._jaxpr.tracing import Traced, arrays, inputs_of, options_of, trace
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Statistics, Where
 
 _KINDS = {"norm": _accumulators.NORM, "variance": _accumulators.VARIANCE, "gram": _accumulators.GRAM}
 
 
+@options_of
 def calibrate(
     fun: Callable[..., Any],
     params: Params,
@@ -29,6 +30,7 @@ def calibrate(
     statistic: Literal["norm", "variance", "gram"] = "norm",
     where: Where = is_kernel,
     valid: Callable[..., Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Statistics:
     """Runs a function over data and measures what each parameter is multiplied by.
 
@@ -52,6 +54,7 @@ def calibrate(
       valid: `valid(*args)` says which samples count, as `tokens != padding` would: boolean, over the leading axes of
         the samples of every product, `(batch,)` or `(batch, time)`. A product whose samples are `(batch * time, ...)`
         is understood too.
+      kwargs: Keyword arguments of `fun`, by name and the same for every batch, such as `{"train": False}`.
 
     Returns:
       A tree with the structure of `params` of `statistics.Norm`, `statistics.Variance` or `statistics.Gram`.
@@ -76,7 +79,7 @@ def calibrate(
         raise ValueError(f"`statistic` must be 'norm', 'variance' or 'gram'; got {statistic!r}.")
     kind = _KINDS[statistic]
     leaves = list(arrays(params).values())
-    made = ByShape(fun, params, where, lambda traced, found: (_step(traced, found, kind), found))
+    made = ByShape(fun, params, where, lambda traced, found: (_step(traced, found, kind), found), kwargs)
     found: Mapping[int, Use] = {}
     states: Any = None
     for batch in batches:
@@ -84,7 +87,7 @@ def calibrate(
         if states is None:
             states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in found.items()}
         counts = None if valid is None else jnp.asarray(valid(*args), bool)
-        states = step(states, leaves, list(arrays(args).values()), counts)
+        states = step(states, leaves, inputs_of(args, kwargs), counts)
     if states is None:
         raise ValueError("`calibrate` needs at least one batch; `batches` is empty.")
     numbers = iter(range(len(leaves)))
@@ -105,6 +108,7 @@ class ByShape:
       params: Its parameters.
       where: Picks the leaves.
       make: `make(traced, found)`, where `found` says how each picked leaf is used.
+      kwargs: Keyword arguments of `fun`.
       made: The results of `make`, by the structure, shapes and dtypes of the batch.
     """
 
@@ -112,6 +116,7 @@ class ByShape:
     params: Params
     where: Where
     make: Callable[[Traced, dict[int, Use]], Any]
+    kwargs: Mapping[str, Any] | None = None
     made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -120,7 +125,7 @@ class ByShape:
         leaves, structure = jax.tree.flatten(args)
         key = structure, tuple(jax.typeof(leaf) if tree.is_array(leaf) else leaf for leaf in leaves)
         if key not in self.made:
-            traced = trace(self.fun, self.params, *args)
+            traced = trace(self.fun, self.params, *args, kwargs=self.kwargs)
             self.made[key] = self.make(traced, _picked(traced, self.where))
         return self.made[key], args
 

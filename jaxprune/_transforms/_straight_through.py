@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
+from jaxprune._arrays import tree
 from jaxprune._masks import masking
 from jaxprune.typing import Masks, Params
 
@@ -30,10 +33,11 @@ def straight_through(params: Params, masks: Masks) -> Params:
     References:
       Bengio et al., 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation".
     """
+    leaves, rebuild = tree.partition(params)
 
     @jax.custom_jvp
-    def forward(params: Params) -> Params:
-        return masking.apply(params, masks)
+    def forward(leaves: list[Any]) -> list[Any]:
+        return tree.partition(masking.apply(rebuild(leaves), masks))[0]
 
     forward.defjvp(lambda primals, tangents: (forward(*primals), tangents[0]))
-    return forward(params)
+    return rebuild(forward(leaves))

@@ -16,7 +16,7 @@ from jaxprune._jaxpr.coupling.choice import by_split
 from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason
 from jaxprune._jaxpr.coupling.label_pass import Axes, propagate, updated_leaves
 from jaxprune._jaxpr.coupling.values import Labeling, Split
-from jaxprune._jaxpr.tracing import Traced, trace
+from jaxprune._jaxpr.tracing import Traced, options_of, trace
 from jaxprune.structured import _table
 from jaxprune.structured._groups import Factor, Group, Member, Units
 from jaxprune.typing import Params, Where
@@ -81,6 +81,7 @@ class Coupling:
         return "\n".join(_table.lines_of(self.groups, self.macs_per_unit(), self.frozen, ranks))
 
 
+@options_of
 def couple(
     fun: Callable[..., Any],
     params: Params,
@@ -88,6 +89,7 @@ def couple(
     split: SplitRule = "outer",
     protect: Where | None = None,
     semantics: Semantics = "masked",
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Coupling:
     """Finds which slices of which leaves live and die together, for any JAX function.
 
@@ -106,6 +108,7 @@ def couple(
       semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one (a two-pass
         variance over a pruned axis); "small" lets those pass, and a shrunk model's means and variances over a pruned
         axis divide by what is left of it, as those of a model configured to be smaller would.
+      kwargs: Keyword arguments of `fun`, by name, such as `{"train": False}`.
 
     Returns:
       The coupling; print it.
@@ -128,7 +131,7 @@ def couple(
       Fang et al., 2023, "DepGraph: Towards Any Structural Pruning", for the question; the answer here is a label per
       position instead of a graph of layers.
     """
-    traced = trace(fun, params, *args)
+    traced = trace(fun, params, *args, kwargs=kwargs)
     shielded = {i for i, p in enumerate(traced.paths) if protect is not None and protect(p, traced.leaves[i])}
 
     def label_leaf(forest: Forest, index: int) -> Axes:
@@ -146,7 +149,7 @@ def couple(
     coupling, reasons = _summarise(traced, labeling, leaf_labels, semantics)
     _warn(reasons)
     if coupling.divided:
-        warnings.warn(division(coupling.divided, "`couple`"), stacklevel=2)
+        warnings.warn(division(coupling.divided, "`couple`"), stacklevel=3)
     return coupling
 
 
@@ -170,7 +173,7 @@ def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
         warnings.warn(
             f"`couple` does not know the primitive '{primitive}', so it keeps whole what it touches: "
             f"{', '.join(places)}.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

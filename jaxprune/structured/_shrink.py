@@ -95,16 +95,17 @@ def shrink_fun(fun: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     """The small function of a plan, for parameters that are already small.
 
     Args:
-      fun: The full model, `fun(params, *args)`.
+      fun: The full model, `fun(params, *args, **kwargs)`.
       plan: From `shrink`, or `Plan.load`.
 
     Returns:
-      `small_fun(small_params, *args)`. Each call re-traces `fun` at full size and the arguments' shapes, checks the
-      plan against it, and evaluates the result small. It raises ValueError where the plan does not fit the function.
+      `small_fun(small_params, *args, **kwargs)`. Each call re-traces `fun` at full size and the arguments' shapes,
+      checks the plan against it, and evaluates the result small. It raises ValueError where the plan does not fit the
+      function.
     """
 
-    def small_fun(params: Params, *args: Any) -> Any:
-        return evaluate(fun, plan, params, args)
+    def small_fun(params: Params, *args: Any, **kwargs: Any) -> Any:
+        return evaluate(fun, plan, params, args, kwargs)
 
     return small_fun
 
