@@ -1,8 +1,9 @@
 """How much accuracy does each strategy keep on Fashion-MNIST?
 
 Two tables. The long one trains ten epochs from scratch, dense and with gradual magnitude pruning under three budgets.
-The wide one trains every strategy three epochs from scratch. Each row is kept in `accuracy.jsonl` next to this file, so
-that a run goes on where the last one stopped; rows of another protocol are ignored.
+The wide one trains every strategy three epochs from scratch. Each row is stored in `accuracy.jsonl` next to this file,
+so that a run goes on where the last one stopped; rows of another protocol are ignored. Of the rows that are stored
+already, some are drawn, measured again and compared; `--fresh` measures all of them again.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from jaxprune._demo import classifier
 from jaxprune._demo.data import Images, fashion_mnist
 
 _CACHE = Path(__file__).parent / "accuracy.jsonl"
+_TOLERANCE = 1.0  # points between the accuracies of one run on different devices
 _PROTOCOL = {3: 1, 10: 4}  # by epochs: raise it when anything below changes a result of that table
 _BATCH = 128
 _RATE = {3: 2e-3, 10: 0.1}  # by epochs; chosen on other seeds
@@ -152,9 +154,9 @@ def train(run: Run, data: Images) -> rows.Row:
     }
 
 
-def cached() -> dict[Run, rows.Row]:
+def cached(path: Path | None = None) -> dict[Run, rows.Row]:
     """The rows of this protocol."""
-    found = [(epochs, row) for epochs, protocol in _PROTOCOL.items() for row in rows.read(_CACHE, protocol)]
+    found = [(epochs, row) for epochs, protocol in _PROTOCOL.items() for row in rows.read(path or _CACHE, protocol)]
     return {Run(*(row[f] for f in Run._fields)): row for epochs, row in found if row["epochs"] == epochs}
 
 
@@ -178,38 +180,58 @@ def table(known: dict[Run, rows.Row], epochs: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing, on every core at once, and prints both tables."""
+    """Trains what is missing, on every core at once, prints both tables, and measures some stored rows again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks accuracy", description=__doc__)
     parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
     parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
     parser.add_argument("--epochs", type=int, choices=(3, 10), nargs="*", default=(3, 10), help="of which table")
     parser.add_argument("--workers", type=int, default=rows.cores(), help="processes, a core each")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--fresh", action="store_true", help="forget the rows at hand")
-    parser.add_argument("--tables", action="store_true", help="only print the tables of the rows at hand")
+    parser.add_argument("--fresh", action="store_true", help="measure all again; the stored rows stay until it is done")
+    parser.add_argument("--check", type=int, default=1, help="how many stored rows to measure again and compare")
+    parser.add_argument("--tables", action="store_true", help="only print the tables of the stored rows")
     options = parser.parse_args(argv)
-    if options.fresh:
-        _CACHE.unlink(missing_ok=True)
+    into = _CACHE.with_suffix(".fresh.jsonl") if options.fresh else _CACHE
     wanted = [run for run in planned(options.seeds) if run.epochs in options.epochs]
-    missing = [run for run in wanted if run not in cached()]
+    stored = cached(into)
+    missing = [run for run in wanted if run not in stored]
     if options.worker is not None:
-        _work([run for run in wanted[options.worker :: options.workers] if run in missing], options.folder)
+        _work([run for run in wanted[options.worker :: options.workers] if run in missing], options.folder, into)
         return
     if missing and not options.tables:
         print(f"{history.device()}; {len(missing)} runs to go in {options.workers} processes", flush=True)
-        rows.in_processes("accuracy", [argument for argument in argv if argument != "--fresh"], options.workers)
+        rows.in_processes("accuracy", argv, options.workers)
+    if options.fresh and not options.tables:
+        rows.replace(_CACHE, into, (*Run._fields, "protocol"))
     known = cached()
-    for epochs in (10, 3):
+    for epochs in sorted({run.epochs for run in known}, reverse=True):
         print(f"\n{table(known, epochs)}")
-    print(f"\nTraining took {sum(row['seconds'] for row in known.values()) / 60:.0f} minutes of one core in all.")
-    history.append("accuracy", _figures(known))
+    measured = 0 if options.tables else len(missing)
+    print(f"\nStored in {_CACHE.name}: {len(known)} rows, {measured} of them measured in this run.")
+    print(f"Training took {sum(row['seconds'] for row in known.values()) / 60:.0f} minutes of one core in all.")
+    if measured:
+        history.append("accuracy", _figures(known))
+    if not options.tables:
+        _check(rows.drawn([stored[run] for run in wanted if run in stored], options.check), options.folder)
 
 
-def _work(runs: list[Run], folder: str) -> None:
+def _check(drawn: list[rows.Row], folder: str) -> None:
+    """Measures stored rows again."""
+    if not drawn:
+        return
+    data, agreed = fashion_mnist(folder), list[bool]()
+    for row in drawn:
+        run = Run(*(row[name] for name in Run._fields))
+        found = train(run, data)
+        agreed.append(rows.compare(f"{run}, accuracy", row["accuracy"], found["accuracy"], _TOLERANCE))
+    rows.conclude(agreed)
+
+
+def _work(runs: list[Run], folder: str, into: Path) -> None:
     data = fashion_mnist(folder)
     for run in runs:
         row = train(run, data)
-        rows.append(_CACHE, [row])
+        rows.append(into, [row])
         print(row, flush=True)
 
 

@@ -2,8 +2,8 @@
 
 SmolLM2-135M, every linear layer of its blocks, calibrated on eight sequences of Wikipedia. For each method and
 sparsity: the perplexity on other articles, and on news; the seconds, compilation included; and the peak memory of the
-process by then, the model and JAX itself included. Every row is measured in a process of its own and kept in
-`oneshot.jsonl` next to this file.
+process by then, the model and JAX itself included. Every row is measured in a process of its own and stored in
+`oneshot.jsonl` next to this file; some stored rows are measured again each time.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from jaxprune._arrays import tree
 
 _CACHE = Path(__file__).parent / "oneshot.jsonl"
 _SEQUENCES_PER_BATCH = 4
+_TOLERANCE = 0.02  # of a perplexity, between devices
 _PROTOCOL = 1  # raise it when anything below changes a result
 BLOCKS = jaxprune.filters.is_kernel & jaxprune.filters.named("^layers/")
 OWL = functools.partial(budgets.owl, threshold=5.0, deviation=0.08, layer=lambda path: path.rsplit("/", 1)[0])
@@ -123,33 +124,44 @@ def table(found: list[rows.Row]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measures the rows that are missing, one process each, and prints all that were asked for."""
+    """Measures the rows that are missing, one process each, prints all, and measures some stored ones again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks oneshot", description=__doc__)
     parser.add_argument("--cache", type=Path, default=packages.CACHE, help="folder for the model and the texts")
     parser.add_argument("--methods", choices=METHODS, nargs="*", default=tuple(METHODS))
     parser.add_argument("--patterns", choices=PATTERNS, nargs="*", default=tuple(PATTERNS))
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--tables", action="store_true", help="only print the table of the rows at hand")
+    parser.add_argument("--check", type=int, default=1, help="how many stored rows to measure again and compare")
+    parser.add_argument("--tables", action="store_true", help="only print the table of the stored rows")
     options = parser.parse_args(argv)
     if options.row:
         rows.append(_CACHE, [measure(*options.row, options.cache)])
         return
     wanted = [("dense", ""), *(way for way in itertools.product(options.methods, options.patterns) if _possible(*way))]
+    stored = _known()
     for way in wanted:
-        if not options.tables and way not in _known():
+        if not options.tables and way not in stored:
             command = [sys.executable, "-m", "benchmarks", "oneshot", "--cache", str(options.cache), "--row", *way]
             subprocess.run(command, check=True)
     known = _known()
     found = [known[way] for way in wanted if way in known]
+    measured = sum(way in known and way not in stored for way in wanted)
     print(f"{history.device()}\n\n{table(found)}")
+    print(f"\nStored in {_CACHE.name}: {len(found)} of these rows, {measured} of them measured in this run.")
     if options.tables:
         return
     names = ("wikipedia", "news", "seconds", "gib")
-    history.append("oneshot", {f"{row['method']}, {row['asked']}, {n}": row[n] for row in found for n in names})
+    if measured:
+        history.append("oneshot", {f"{row['method']}, {row['asked']}, {n}": row[n] for row in found for n in names})
+    agreed = list[bool]()
+    for row in rows.drawn([stored[way] for way in wanted if way in stored], options.check):
+        again = measure(row["method"], row["asked"], options.cache)
+        what = f"{row['method']} {row['asked']}, perplexity"
+        agreed.append(rows.compare(what, row["wikipedia"], again["wikipedia"], _TOLERANCE * row["wikipedia"]))
+    rows.conclude(agreed)
 
 
 def _known() -> dict[tuple[str, str], rows.Row]:
-    """The rows at hand; of several for one way, the last."""
+    """The stored rows; of several for one way, the last."""
     return {(row["method"], row["asked"]): row for row in rows.read(_CACHE, _PROTOCOL)}
 
 

@@ -2,8 +2,9 @@
 
 Every method trains the same network from scratch for the same number of epochs; lottery tickets take several such
 trainings, which the column of training FLOPs shows. FLOPs are those of hardware that skips zeros, relative to dense
-training. Rows are kept in `training.jsonl` next to this file. For `slim` the sparsity is of multiply-accumulates: the
-model is trained dense for part of the epochs, made smaller, and trained on.
+training. Rows are stored in `training.jsonl` next to this file, and some of those are measured again each time. For
+`slim` the sparsity is of multiply-accumulates: the model is trained dense for part of the epochs, made smaller, and
+trained on.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from jaxprune._demo import classifier
 from jaxprune._demo.data import Images, fashion_mnist
 
 _CACHE = Path(__file__).parent / "training.jsonl"
+_TOLERANCE = 1.0  # points between the accuracies of one run on different devices
 _PROTOCOL = 1  # raise it when anything below changes a result
 _SEEDS = (0, 1, 2)
 _EPOCHS = 2
@@ -336,7 +338,7 @@ def _cell(found: list[rows.Row]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Trains what is missing, on every core at once, and prints the table."""
+    """Trains what is missing, on every core at once, prints the table, and measures some stored rows again."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks training", description=__doc__)
     parser.add_argument("--folder", default="/usr/share/datasets/fashion-mnist", help="of the four idx files")
     parser.add_argument("--seeds", type=int, nargs="*", default=_SEEDS)
@@ -345,27 +347,49 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--methods", nargs="*", choices=_NAMES, default=_NAMES)
     parser.add_argument("--workers", type=int, default=rows.cores(), help="processes, a core each")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--tables", action="store_true", help="only print the table of the rows at hand")
+    parser.add_argument("--check", type=int, default=1, help="how many stored rows to measure again and compare")
+    parser.add_argument("--tables", action="store_true", help="only print the table of the stored rows")
     options = parser.parse_args(argv)
     if options.worker is not None:
         _work(planned(options.seeds, options.methods)[options.worker :: options.workers], options)
         return
+    stored = _kept(options)
     if not options.tables:
         print(history.device(), flush=True)
         rows.in_processes("training", argv, options.workers)
     mine = _kept(options)
     print(f"\n{table(mine)}")
+    print(f"\nStored in {_CACHE.name}: {len(mine)} rows, {len(mine) - len(stored)} of them measured in this run.")
     if options.tables:
         return
-    figures = {
+    if len(mine) > len(stored):
+        history.append("training", _figures(mine))
+    asked = [r for r in stored if r["method"] in options.methods and r["seed"] in options.seeds]
+    _check(rows.drawn([r for r in asked if r["method"] not in LOTTERY], options.check), options)
+
+
+def _figures(mine: list[rows.Row]) -> dict[str, float]:
+    """Mean accuracies over the seeds."""
+    return {
         f"{m}, {100 * s:g} %": float(np.mean([r["accuracy"] for r in mine if (r["method"], r["sparsity"]) == (m, s)]))
         for m, s in dict.fromkeys((row["method"], row["sparsity"]) for row in mine)
     }
-    history.append("training", figures)
+
+
+def _check(drawn: list[rows.Row], options: argparse.Namespace) -> None:
+    """Measures stored rows again."""
+    if not drawn:
+        return
+    task, agreed = task_of(fashion_mnist(options.folder), options.epochs, options.optimizer), list[bool]()
+    for row in drawn:
+        job = Job(row["method"], row["sparsity"], row["seed"])
+        found = train(task, job)[0]
+        agreed.append(rows.compare(f"{job}, accuracy", row["accuracy"], found["accuracy"], _TOLERANCE))
+    rows.conclude(agreed)
 
 
 def _kept(options: argparse.Namespace) -> list[rows.Row]:
-    """The rows at hand of this budget."""
+    """The stored rows of this budget."""
     found = rows.read(_CACHE, _PROTOCOL)
     return [r for r in found if (r["epochs"], r["optimizer"]) == (options.epochs, options.optimizer)]
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from jaxprune._arrays import checks
 from jaxprune.typing import Masks, Params
 
 
@@ -72,6 +73,7 @@ class AtSparsity:
 
     Raises:
       ValueError: Not 0 <= sparsity < 1, or rounds < 1.
+      TypeError: An argument is not a number.
 
     Examples:
       >>> target, done = AtSparsity(0.75, rounds=2), [Round(0, 0.0, 0.0, 0.9, 0, 0)]
@@ -83,8 +85,9 @@ class AtSparsity:
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1 or self.rounds < 1:
-            raise ValueError(f"`AtSparsity` needs 0 <= sparsity < 1 and rounds >= 1; got {self}.")
+        if not 0 <= checks.real(self.sparsity, "AtSparsity.sparsity") < 1:
+            raise ValueError(f"`AtSparsity` needs 0 <= sparsity < 1; got {self}.")
+        checks.whole(self.rounds, "AtSparsity.rounds", least=1)
 
     def propose(self, rounds: Sequence[Round], cost: Any) -> Proposal | None:
         """Goes on from the last round."""
@@ -115,7 +118,9 @@ class AtMost:
       rounds: How many.
 
     Raises:
-      ValueError: rounds < 1; in a run, where no sparsity below 1 meets the budget.
+      ValueError: rounds < 1, or a limit that is negative or NaN; in a run, where no sparsity below 1 meets the
+        budget, or the cost is NaN.
+      TypeError: `cost` is not a function, or does not return a number.
     """
 
     limit: float
@@ -123,8 +128,12 @@ class AtMost:
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"`AtMost` needs rounds >= 1; got {self.rounds}.")
+        checks.positive(self.limit, "AtMost.limit", zero=True)
+        if not callable(self.cost):
+            raise TypeError(
+                f"`AtMost.cost` must be a function, called as `cost(params, masks)`; got {self.cost!r:.100}."
+            )
+        checks.whole(self.rounds, "AtMost.rounds", least=1)
 
     def propose(self, rounds: Sequence[Round], cost: Any) -> Proposal | None:
         """Goes on from the last round."""
@@ -133,7 +142,7 @@ class AtMost:
         if left == 0:
             return None
         at = rounds[-1].asked
-        final = self._meeting(at, lambda sparsity: float(cost(last, self.cost, sparsity)))
+        final = self._meeting(at, lambda sparsity: _cost(cost(last, self.cost, sparsity), sparsity))
         return Proposal(last, final if left == 1 else 1 - (1 - at) * ((1 - final) / (1 - at)) ** (1 / left))
 
     def best(self, rounds: Sequence[Round]) -> int:
@@ -169,7 +178,8 @@ class Within:
       rounds: Stop after so many.
 
     Raises:
-      ValueError: Not 0 < factor < 1, or resolution <= 0, or rounds < 1.
+      ValueError: Not 0 < factor < 1, or tolerance < 0, or resolution <= 0, or rounds < 1.
+      TypeError: An argument is not a number.
     """
 
     tolerance: float
@@ -178,8 +188,11 @@ class Within:
     rounds: int = 12
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < 1 or self.resolution <= 0 or self.rounds < 1:
-            raise ValueError(f"`Within` needs 0 < factor < 1, resolution > 0 and rounds >= 1; got {self}.")
+        checks.positive(self.tolerance, "Within.tolerance", zero=True)
+        if not 0 < checks.real(self.factor, "Within.factor") < 1:
+            raise ValueError(f"`Within` needs 0 < factor < 1; got {self}.")
+        checks.positive(self.resolution, "Within.resolution")
+        checks.whole(self.rounds, "Within.rounds", least=1)
 
     def propose(self, rounds: Sequence[Round], cost: Any) -> Proposal | None:
         """Starts from the smallest model that passed."""
@@ -205,3 +218,10 @@ class Within:
         """Whether a round is within the tolerance of the dense model, or misses it by rounding alone."""
         least = rounds[0].metric - self.tolerance
         return round_.metric >= least or math.isclose(round_.metric, least, rel_tol=1e-9)
+
+
+def _cost(value: Any, sparsity: float) -> float:
+    cost = checks.real(value, "AtMost.cost(params, masks)")
+    if math.isnan(cost):
+        raise ValueError(f"`AtMost.cost` is NaN at sparsity {sparsity:.4g}; a limit is met by numbers. Return one.")
+    return cost

@@ -8,6 +8,7 @@ from jax import lax
 from zoo import linen, plain
 from zoo.case import floats, kernels
 
+import jaxprune
 from jaxprune import filters
 from jaxprune.structured._coupling import couple
 
@@ -226,3 +227,56 @@ def test_order_along_an_axis_keeps_it_whole(name):
 
     coupling = couple(fun, kernels(first=(3, 8)), floats(2, 3))
     assert name in coupling.frozen["first", 1]
+
+
+def decoder(depth):
+    """A pre-norm decoder of so many layers, as a list."""
+    sizes = {"q": (8, 8), "k": (8, 8), "v": (8, 8), "o": (8, 8), "gate": (8, 12), "up": (8, 12), "down": (12, 8)}
+    params = {"embed": floats(10, 8), "head": floats(8, 10), "layers": [kernels(**sizes) for _ in range(depth)]}
+
+    def fun(params, tokens):
+        x = params["embed"][tokens]
+        for layer in params["layers"]:
+            q, k, v = (jnp.reshape(x @ layer[name], (*x.shape[:-1], 2, 4)) for name in "qkv")
+            scores = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k), axis=-1)
+            x = x + jnp.einsum("hts,shd->thd", scores, v).reshape(x.shape) @ layer["o"]
+            x = x + (jax.nn.silu(x @ layer["gate"]) * (x @ layer["up"])) @ layer["down"]
+        return x @ params["head"]
+
+    return fun, params, jax.ShapeDtypeStruct((3,), jnp.int32)
+
+
+def test_the_table_of_a_deep_model_is_short():
+    fun, params, tokens = decoder(30)
+    coupling = couple(fun, params, tokens)
+    lines = str(coupling).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 20
+    assert len(coupling.groups) == 61
+    text = " ".join(" ".join(lines).split())
+    assert "residual stream 8" in text
+    assert "layers/*/gate x30 12" in text
+    assert "layers/*/gate[1], layers/*/up[1], layers/*/down[0]" in text
+    assert "layers/*/down[1] x30" in text
+    assert "layers/0" not in text
+
+
+def test_the_table_breaks_long_paths():
+    names = ["a_rather_long_name_of_a_module_" * 3 + end for end in ("/kernel", "/out")]
+    params = {names[0]: floats(3, 8), names[1]: floats(8, 2)}
+    text = str(couple(lambda p, x: jax.nn.relu(x @ p[names[0]]) @ p[names[1]], params, floats(4, 3)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{names[0]}[1]" in "".join(line.split("  ")[-1].strip() for line in text.splitlines()[1:])
+
+
+def test_a_closure_over_the_model_is_refused():
+    kernel = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"reads none of those it is given\. Call `couple\(fun, params, \*args"):
+        couple(lambda params, x: x @ kernel, {"kernel": kernel}, jnp.ones((1, 3)))
+
+
+def test_a_coupling_without_units_cannot_be_pruned():
+    params = {"kernel": jnp.ones((3, 2))}
+    coupling = couple(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"has no units that could go: 'kernel' axis 0, axis 1 of argument 0\."):
+        jaxprune.slim(params, 0.5, coupling=coupling)

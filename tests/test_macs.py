@@ -86,3 +86,27 @@ def test_the_couplings_polynomial_is_the_count_of_the_shrunk_model(name):
     small, small_params, _ = shrink(fun, params, unit_masks(coupling, params), coupling)
     kept = [g.width - g.width // 2 for g in coupling.groups]
     np.testing.assert_allclose(coupling.macs(kept), macs(small, small_params, *args).dense)
+
+
+def test_what_is_not_known_is_not_counted_in_silence():
+    params, sizes = kernels(a=(3, 4, 5), b=(5, 2)), jnp.array([2, 2, 2])
+    with pytest.warns(UserWarning, match="`macs` does not know what is multiplied in 'ragged_dot_general'; not"):
+        counted = macs(lambda p, x: lax.ragged_dot(x, p["a"], sizes) @ p["b"], params, floats(6, 4))
+    assert counted.uncounted == ("ragged_dot_general",)
+    assert counted.dense == 6 * 5 * 2
+
+
+@pytest.mark.parametrize(
+    "wrap", [jax.jit, jax.checkpoint, lambda f: lambda m: lax.cond(True, f, f, m)], ids=["jit", "remat", "cond"]
+)
+def test_what_is_not_known_is_found_inside_calls(wrap):
+    with pytest.warns(UserWarning, match="'cholesky'"):
+        macs(lambda p, x: wrap(jnp.linalg.cholesky)(p["a"]) @ x, kernels(a=(4, 4)), floats(4, 2))
+
+
+def test_a_call_back_to_the_host_is_not_counted_in_silence():
+    def fun(params, x):
+        return jax.pure_callback(np.matmul, jax.ShapeDtypeStruct((2, 3), jnp.float32), x, params["a"])
+
+    with pytest.warns(UserWarning, match="'pure_callback'"):
+        assert macs(fun, kernels(a=(4, 3)), floats(2, 4)).dense == 0

@@ -62,6 +62,20 @@ def positive(value: Any, name: str, *, zero: bool = False) -> float:
     return number
 
 
+def whole(value: Any, name: str, *, least: int) -> int:
+    """A whole number, of Python or NumPy, as a Python integer.
+
+    Raises:
+      ValueError: It is less than `least`.
+      TypeError: It is not a whole number, or a bool.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number, {least} or more; got {value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be {least} or more; got {value}.")
+    return int(value)
+
+
 def finite(path: str, leaf: Any, what: str, fix: str) -> None:
     """Raises a `ValueError` if a concrete floating array holds a NaN or an infinity.
 

@@ -85,6 +85,22 @@ def map_with_path(function: Callable[..., Any], tree: Params, *others: Any, name
     return treedef.unflatten([function(*row) for row in rows])
 
 
+def partition(
+    tree: Params, picked: Callable[[Any], bool] = is_array
+) -> tuple[list[Any], Callable[[Sequence[Any]], Params]]:
+    """The picked leaves of a tree, and a function that puts others in their place: modules hold functions too."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if picked(leaf)]
+
+    def rebuild(values: Sequence[Any]) -> Params:
+        filled = list(leaves)
+        for place, value in zip(places, values, strict=True):
+            filled[place] = value
+        return structure.unflatten(filled)
+
+    return [leaves[i] for i in places], rebuild
+
+
 def choose(where: Where, tree: Params) -> Params:
     """The tree with `None` in place of each leaf that `where` does not pick."""
     return map_with_path(lambda path, leaf: leaf if where(path, leaf) else None, tree)

@@ -16,7 +16,7 @@ from jaxprune._calibration import _accumulators
 from jaxprune._jaxpr.roles import capture
 from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
 from jaxprune._jaxpr.roles.rules import Use, settled, uses
-from jaxprune._jaxpr.tracing import Traced, arrays, trace
+from jaxprune._jaxpr.tracing import Traced, arrays, inputs_of, options_of, trace
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Statistics, Where
 
@@ -25,6 +25,7 @@ _KEPT: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionar
 _KINDS = {"norm": _accumulators.NORM, "variance": _accumulators.VARIANCE, "gram": _accumulators.GRAM}
 
 
+@options_of
 def calibrate(
     fun: Callable[..., Any],
     params: Params,
@@ -33,6 +34,7 @@ def calibrate(
     statistic: Literal["norm", "variance", "gram"] = "norm",
     where: Where | None = None,
     valid: Callable[..., Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Statistics:
     """Runs a function over data and measures what each parameter is multiplied by.
 
@@ -59,6 +61,7 @@ def calibrate(
       valid: `valid(*args)` says which samples count, as `tokens != padding` would: boolean, over the leading axes of
         the samples of every product, `(batch,)` or `(batch, time)`. A product whose samples are `(batch * time, ...)`
         is understood too.
+      kwargs: Keyword arguments of `fun`, by name and the same for every batch, such as `{"train": False}`.
 
     Returns:
       A tree with the structure of `params` of `statistics.Norm`, `statistics.Variance` or `statistics.Gram`.
@@ -85,7 +88,7 @@ def calibrate(
     kind = _KINDS[statistic]
     leaves, paths = list(arrays(params).values()), list(arrays(params))
     made = ByShape(
-        fun, params, where, ("calibrate", statistic), lambda traced, found: (_step(traced, found, kind), found)
+        fun, params, where, ("calibrate", statistic), lambda traced, found: (_step(traced, found, kind), found), kwargs
     )
     found: Mapping[int, Use] = {}
     states: Any = None
@@ -95,7 +98,7 @@ def calibrate(
         if states is None:
             states = {leaf: kind.empty(leaves[leaf].shape, use) for leaf, use in found.items()}
         counts = None if valid is None else jnp.asarray(valid(*args), bool)
-        states, is_finite = step(states, leaves, list(arrays(args).values()), counts)
+        states, is_finite = step(states, leaves, inputs_of(args, kwargs), counts)
         finite.append(is_finite)
     _check_finite(finite, paths)
     _check_counted(states, [paths[leaf] for leaf in found])
@@ -119,6 +122,7 @@ class ByShape:
       purpose: What `make` depends on besides: results are kept with the function for later calls.
       make: `make(traced, found)`, where `found` says how each picked leaf is used. The trace holds no arrays of the
         parameters.
+      kwargs: Keyword arguments of `fun`.
     """
 
     fun: Callable[..., Any]
@@ -126,17 +130,18 @@ class ByShape:
     where: Where | None
     purpose: tuple[Any, ...]
     make: Callable[[Traced, dict[int, Use]], Any]
+    kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._made = _kept_with(self.fun)
-        self._given = self.purpose, self.where, *_signature(self.params)
+        self._given = self.purpose, self.where, *_signature((self.params, dict(self.kwargs or {})))
 
     def __call__(self, batch: Any) -> tuple[Any, tuple[Any, ...]]:
         """The result of `make` for a batch of this shape, and the batch as a tuple of arguments."""
         args = batch if type(batch) is tuple else (batch,)  # a NamedTuple is one argument
         key = (*self._given, *_signature(args))
         if key not in self._made:
-            traced = trace(self.fun, self.params, *args)
+            traced = trace(self.fun, self.params, *args, kwargs=self.kwargs)
             found, unclear = _picked(traced, is_kernel if self.where is None else self.where)
             if self.where is None and found and unclear:
                 warnings.warn(

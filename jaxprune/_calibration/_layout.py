@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.roles.rules import Use, settled, uses
-from jaxprune._jaxpr.tracing import trace
+from jaxprune._jaxpr.tracing import options_of, trace
 from jaxprune.typing import Axes, Params
 
 
@@ -45,7 +45,8 @@ class Layout:
         return tree.map_with_path(lambda path, _: self.axes[path].inputs[-1] if path in self.axes else None, params)
 
 
-def layout(fun: Callable[..., Any], params: Params, *args: Any) -> Layout:
+@options_of
+def layout(fun: Callable[..., Any], params: Params, *args: Any, kwargs: Mapping[str, Any] | None = None) -> Layout:
     """Finds what each parameter's axes do, from the jaxpr: no framework's convention is assumed.
 
     A parameter is followed through casts, transposes, reshapes, slices, elementwise work with other parameters or
@@ -57,6 +58,7 @@ def layout(fun: Callable[..., Any], params: Params, *args: Any) -> Layout:
       fun: The model, `fun(params, *args)`.
       params: Any pytree; its arrays may be `jax.ShapeDtypeStruct`s.
       *args: Likewise.
+      kwargs: Keyword arguments of `fun`, by name, such as `{"train": False}`.
 
     Returns:
       The layout.
@@ -69,7 +71,7 @@ def layout(fun: Callable[..., Any], params: Params, *args: Any) -> Layout:
       >>> got.without
       {'scale': "'mul' takes it"}
     """
-    traced = trace(fun, params, *args)
+    traced = trace(fun, params, *args, kwargs=kwargs)
     found = uses(traced)
     axes: dict[str, Axes] = {}
     without: dict[str, str] = {}

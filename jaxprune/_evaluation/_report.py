@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -214,11 +215,12 @@ def _evaluate(
 
     macro: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
     fun, params = model
-    classify = jax.jit(lambda p, x: jnp.argmax(fun(p, x), axis=-1))
+    leaves, rebuild = tree.partition(params)
+    classify = jax.jit(lambda leaves, x: jnp.argmax(fun(rebuild(leaves), x), axis=-1))
 
     def predict(samples: np.ndarray) -> np.ndarray:
         parts = (samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH))
-        return np.concatenate([np.asarray(classify(params, part)) for part in parts])
+        return np.concatenate([np.asarray(classify(leaves, part)) for part in parts])
 
     predicted = predict(inputs)
     counted = macs(fun, params, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype), masks=masks)
@@ -237,14 +239,20 @@ def _evaluate(
 
 def _times(before: Model, after: Model, batch: np.ndarray) -> tuple[float, float]:
     """Median milliseconds of both, timed alternately, so that other load on the machine affects both alike."""
-    calls = [(jax.jit(fun), params) for fun, params in (before, after)]
+    calls = [_compiled(model) for model in (before, after)]
     times: list[list[float]] = [[], []]
     for _ in range(_TIMINGS + 1):
-        for (call, params), taken in zip(calls, times, strict=True):
+        for call, taken in zip(calls, times, strict=True):
             start = time.perf_counter()
-            jax.block_until_ready(call(params, batch))
+            jax.block_until_ready(call(batch))
             taken.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+
+
+def _compiled(model: Model) -> Callable[[Any], Any]:
+    fun, params = model
+    leaves, rebuild = tree.partition(params)
+    return functools.partial(jax.jit(lambda leaves, x: fun(rebuild(leaves), x)), leaves)
 
 
 def _smaller(before: Params, after: Params) -> list[_metrics.LeafSummary]:

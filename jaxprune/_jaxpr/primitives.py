@@ -30,6 +30,18 @@ ELEMENTWISE = ZERO_PRESERVING | frozenset(
     "regularized_incomplete_beta bessel_i0e bessel_i1e zeta threefry2x32 complex "
     "sharding_constraint reshard optimization_barrier bitcast_convert_type".split()
 )
+# These move, select, compare or generate numbers; what is not here may multiply matrices.
+WITHOUT_PRODUCTS = ELEMENTWISE | frozenset(
+    "broadcast_in_dim transpose squeeze reshape concatenate slice split pad rev gather dynamic_slice "
+    "dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul scatter-min scatter_min "
+    "scatter-max scatter_max scatter-sub scatter_sub reduce_sum reduce_max reduce_min reduce_prod reduce_and "
+    "reduce_or reduce_xor reduce reduce_precision argmax argmin cumsum cumprod cummax cummin cumlogsumexp sort "
+    "top_k approx_top_k fft tile roll iota empty create_token random_bits random_seed random_wrap random_unwrap "
+    "random_fold_in random_split random_clone random_gamma random_gamma_grad rng_bit_generator rng_uniform "
+    "reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_scatter_add "
+    "select_and_gather_add select_and_scatter debug_callback debug_print device_put name axis_index pvary psum "
+    "psum2 psum_invariant pmax pmin all_gather all_to_all ppermute reduce_scatter mesh_cast get swap addupdate".split()
+)
 
 _INNER_JAXPR = ("jaxpr", "call_jaxpr")
 # These hold how two numbers are combined, which is no program of their operands.

@@ -11,7 +11,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.primitives import CONTRACTIONS, callee, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import CONTRACTIONS, WITHOUT_PRODUCTS, callee, scan_operands, while_operands
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
@@ -30,11 +30,13 @@ class Count:
       by_leaf: Leaf index -> count.
       times: Product of the lengths of the enclosing scans.
       unbounded: Whether a `while` was met, whose body counts once.
+      unknown: Primitives that may hold products and are not counted, in the order in which they were met.
     """
 
     by_leaf: Counter[int | None] = dataclasses.field(default_factory=Counter)
     times: int = 1
     unbounded: bool = False
+    unknown: dict[str, None] = dataclasses.field(default_factory=dict)
 
 
 def count(traced: Traced) -> Count:
@@ -61,6 +63,8 @@ def _other(total: Count, eqn: JaxprEqn, *operands: int | None) -> list[int | Non
         return [operands[0]]
     if (called := callee(eqn)) is not None:
         return _walk(total, *called, operands)
+    if eqn.primitive.name not in WITHOUT_PRODUCTS:
+        total.unknown[eqn.primitive.name] = None
     return [None] * len(eqn.outvars)
 
 
@@ -96,7 +100,9 @@ def _cond(total: Count, eqn: JaxprEqn, _: Any, *operands: int | None) -> list[in
         branches.append(part)
     costliest = max(branches, key=lambda part: sum(part.by_leaf.values()))
     total.by_leaf.update(costliest.by_leaf)
-    total.unbounded |= any(part.unbounded for part in branches)
+    for part in branches:
+        total.unbounded |= part.unbounded
+        total.unknown |= part.unknown
     return [None] * len(eqn.outvars)
 
 

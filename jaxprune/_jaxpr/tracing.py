@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.extend.core import ClosedJaxpr
 
 from jaxprune._arrays import tree
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,47 +38,60 @@ class Traced:
     structure: Any
 
 
-def trace(fun: Callable[..., Any], params: Any, *args: Any) -> Traced:
-    """Traces `fun(params, *args)` without running it.
+def trace(fun: Callable[..., Any], params: Any, *args: Any, kwargs: Mapping[str, Any] | None = None) -> Traced:
+    """Traces `fun(params, *args, **kwargs)` without running it.
 
     Args:
       fun: Any JAX function.
       params: A pytree; its arrays may be `jax.ShapeDtypeStruct`s. Leaves that are not arrays are passed as they are.
       *args: Likewise.
+      kwargs: Likewise.
     """
-    names, leaves, rebuild = _arrays(params)
-    input_names, inputs, rebuild_args = _arrays(args)
+    leaves, rebuild = tree.partition(params)
+    inputs, rebuild_inputs = tree.partition((args, dict(kwargs or {})))
 
     def flat(leaves: list[Any], inputs: list[Any]) -> Any:
-        return fun(rebuild(leaves), *rebuild_args(inputs))
+        positional, named = rebuild_inputs(inputs)
+        return fun(rebuild(leaves), *positional, **named)
 
     jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
     return Traced(
         jaxpr=jaxpr,
-        paths=tuple(names),
+        paths=tuple(_names(params)),
         leaves=tuple(leaves),
-        inputs=tuple(input_names),
+        inputs=(*_names(args), *_names(dict(kwargs or {}))),
         outputs=tuple(tree.paths(shapes)),
         structure=jax.tree.structure(shapes),
     )
 
 
-def _arrays(values: Any) -> tuple[list[str], list[Any], Callable[[list[Any]], Any]]:
-    """The paths of the array leaves of a tree, the leaves, and a function that puts others in their place."""
-    leaves, structure = jax.tree.flatten(values)
-    places = [i for i, leaf in enumerate(leaves) if tree.is_array(leaf)]
-    paths = tree.paths(values)
+def _names(values: Any) -> list[str]:
+    return [path for path, leaf in tree.flatten(values)[0] if tree.is_array(leaf)]
 
-    def rebuild(arrays: list[Any]) -> Any:
-        filled = list(leaves)
-        for place, array in zip(places, arrays, strict=True):
-            filled[place] = array
-        return structure.unflatten(filled)
 
-    return [paths[i] for i in places], [leaves[i] for i in places], rebuild
+def inputs_of(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
+    """The array leaves of arguments, in the order in which a traced function takes them."""
+    return tree.partition((tuple(args), dict(kwargs or {})))[0]
 
 
 def arrays(values: Any) -> dict[str, Any]:
     """The array leaves of a tree by path."""
-    names, leaves, _ = _arrays(values)
-    return dict(zip(names, leaves, strict=True))
+    return {path: leaf for path, leaf in tree.flatten(values)[0] if tree.is_array(leaf)}
+
+
+def options_of(function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function whose own options are keywords say where a model's go."""
+    known = set(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        unknown = {name: value for name, value in kwargs.items() if name not in known}
+        if unknown:
+            name, value = next(iter(unknown.items()))
+            raise TypeError(
+                f"`{function.__name__}` has no option `{name}`. If the model takes it, give it as "
+                f"`kwargs={{'{name}': {value!r:.50}}}`."
+            )
+        return function(*args, **kwargs)
+
+    return checked

@@ -99,3 +99,8 @@ def bind(eqn: JaxprEqn, *operands: Any, **changes: Any) -> Sequence[Any]:
 def shape_of(atom: Any) -> tuple[int, ...]:
     """Shape of an operand or result; tokens and the like have none."""
     return getattr(atom.aval, "shape", ())
+
+
+def dtype_of(atom: Any) -> Any:
+    """Dtype of an operand or result; tokens and the like have none."""
+    return getattr(atom.aval, "dtype", None)

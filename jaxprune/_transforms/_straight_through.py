@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
+from jaxprune._arrays import tree
 from jaxprune._masks import masking
 from jaxprune.typing import Masks, Params
 
@@ -30,13 +33,12 @@ def straight_through(params: Params, masks: Masks) -> Params:
     References:
       Bengio et al., 2013, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation".
     """
-    return _forward(params, masks)
+    leaves, rebuild = tree.partition(params)
 
+    # The masks are an argument and not closed over: inside `scan`, `cond` and `jax.checkpoint` they may be traced.
+    @jax.custom_jvp
+    def forward(leaves: list[Any], masks: Masks) -> list[Any]:
+        return tree.partition(masking.apply(rebuild(leaves), masks))[0]
 
-@jax.custom_jvp
-def _forward(params: Params, masks: Masks) -> Params:
-    return masking.apply(params, masks)
-
-
-# The masks are an argument and not closed over: inside `scan`, `cond` and `jax.checkpoint` they may be traced.
-_forward.defjvp(lambda primals, tangents: (_forward(*primals), tangents[0]))
+    forward.defjvp(lambda primals, tangents: (forward(*primals), tangents[0]))
+    return rebuild(forward(leaves, masks))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
-from jaxprune._jaxpr.tracing import arrays, trace
+from jaxprune._jaxpr.tracing import inputs_of, trace
 from jaxprune._masks import masking, verbs
 from jaxprune.formats import _timing
 from jaxprune.formats._products import Products, products
@@ -122,8 +122,8 @@ def deploy(
             if form is not None:
                 chosen[path] = form
     fast_fun, fast_params = deployed_fun(fun), tree.map_with_path(chosen.get, masked)
-    models = [(jax.jit(fun), masked), (jax.jit(fast_fun), fast_params)]
-    times = _timing.seconds([functools.partial(call, tree_, *inputs) for call, tree_ in models], _REPEATS, _SECONDS)
+    models = [_compiled(fun, masked), _compiled(fast_fun, fast_params)]
+    times = _timing.seconds([functools.partial(call, *inputs) for call in models], _REPEATS, _SECONDS)
     dense, fast = (1e3 * float(np.median(row)) for row in times)
     if not chosen or _timing.sure_speedup(times, of=1, over=0) <= 1:
         stay = [
@@ -134,17 +134,23 @@ def deploy(
     return fast_fun, fast_params, Choices(leaves, dense, fast)
 
 
+def _compiled(fun: Callable[..., Any], params: Params) -> Callable[..., Any]:
+    """The function of its other arguments, jitted; leaves that are no arrays, as modules have, stay outside."""
+    leaves, rebuild = tree.partition(params)
+    return functools.partial(jax.jit(lambda leaves, *args: fun(rebuild(leaves), *args)), leaves)
+
+
 def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
     """The function for parameters some of which `deploy` has stored in another form."""
 
-    def fast_fun(params: Params, *args: Any) -> Any:
+    def fast_fun(params: Params, *args: Any, **kwargs: Any) -> Any:
         full = jax.tree.map(
             lambda leaf: jax.eval_shape(leaf.dense) if _is_stored(leaf) else leaf, params, is_leaf=_is_stored
         )
         leaves = [
             leaf for leaf in jax.tree.leaves(params, is_leaf=_is_stored) if _is_stored(leaf) or tree.is_array(leaf)
         ]
-        return evaluate(trace(fun, full, *args), leaves, list(arrays(args).values()))
+        return evaluate(trace(fun, full, *args, kwargs=kwargs), leaves, inputs_of(args, kwargs))
 
     return fast_fun
 

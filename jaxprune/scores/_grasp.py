@@ -31,9 +31,9 @@ def grasp(loss: Callable[[Params], Float[Array, ""]], params: Params, *, where: 
     References:
       Wang et al., 2020, "Picking Winning Tickets Before Training by Preserving Gradient Flow", eq. 8.
     """
-    gradient = jax.grad(loss)
-    direction = gradient(params)
-    product = jax.jvp(gradient, (params,), (direction,))[1]
+    leaves, rebuild = tree.partition(params, tree.is_floating)
+    gradient = jax.grad(lambda leaves: loss(rebuild(leaves)))
+    product = rebuild(jax.jvp(gradient, (leaves,), (gradient(leaves),))[1])
     return tree.map_with_path(
         lambda path, leaf, curvature: jnp.multiply(leaf, curvature) if where(path, leaf) else None, params, product
     )

@@ -34,10 +34,13 @@ def synflow(fun: Callable[..., Any], params: Params, *args: Any, where: Where = 
     ones = jax.tree.map(_ones, args)
     positive = jax.tree.map(lambda leaf: jnp.abs(leaf) if tree.is_floating(leaf) else leaf, params)
 
-    def flow(params: Params) -> Any:
-        return sum(jnp.sum(out) for out in jax.tree.leaves(fun(params, *ones)) if tree.is_floating(out))
+    leaves, rebuild = tree.partition(positive, tree.is_floating)
 
-    grads = jax.grad(flow)(positive)
+    def flow(leaves: list[Any]) -> Any:
+        outputs = jax.tree.leaves(fun(rebuild(leaves), *ones))
+        return sum(jnp.sum(out) for out in outputs if tree.is_floating(out))
+
+    grads = rebuild(jax.grad(flow)(leaves))
     return tree.map_with_path(
         lambda path, leaf, grad: jnp.abs(leaf * grad) if where(path, leaf) else None, positive, grads
     )

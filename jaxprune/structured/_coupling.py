@@ -9,73 +9,20 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
 
-from jaxprune import _text
 from jaxprune._arrays import tree
 from jaxprune._jaxpr.coupling.biases import Consumer, consumers
 from jaxprune._jaxpr.coupling.choice import by_split
 from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason
 from jaxprune._jaxpr.coupling.label_pass import Axes, propagate, updated_leaves
 from jaxprune._jaxpr.coupling.values import Labeling, Split
-from jaxprune._jaxpr.tracing import Traced, trace
+from jaxprune._jaxpr.tracing import Traced, options_of, trace
+from jaxprune.structured import _table
+from jaxprune.structured._groups import Factor, Group, Member, Units
 from jaxprune.typing import Params, Where
 
 SplitRule: TypeAlias = Literal["outer", "inner"] | Callable[[Split], Literal["outer", "inner"]]
 Semantics: TypeAlias = Literal["masked", "small"]
-Units: TypeAlias = Int[np.ndarray, "_"]
-"""For each position of an axis the number of its unit, 0 where no unit owns it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One axis of one leaf that a group's units own slices of."""
-
-    path: str
-    axis: int
-    contracted: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Units of one kind: the neurons of a layer, the channels of a stage, the heads of an attention.
-
-    Attributes:
-      name: Path of the leaf that produces the units, with the axis where it produces several groups.
-      start: Number of the first unit; the others follow.
-      width: How many units there are.
-      members: Every leaf and axis they own slices of.
-      stack: Axis of the member leaves along which the layers of a scan are stacked, if each layer may keep its own
-        units; the same axis in all of them.
-      layers: Length of that axis, else 1.
-    """
-
-    name: str
-    start: int
-    width: int
-    members: tuple[Member, ...]
-    stack: int | None = None
-    layers: int = 1
-
-    def owns(self, units: Units) -> Bool[np.ndarray, "_"]:
-        """Which positions of an axis belong to a unit of this group.
-
-        Args:
-          units: From `Coupling.units`, of the axis.
-        """
-        return (units >= self.start) & (units < self.start + self.width)
-
-
-@dataclasses.dataclass(frozen=True)
-class Factor:
-    """Width of one axis of a contraction: `fixed` positions, and so many per unit of each group."""
-
-    fixed: int
-    per_unit: tuple[tuple[int, float], ...]
-
-    def width(self, kept: Sequence[int]) -> float:
-        """The width when each group keeps so many units."""
-        return self.fixed + sum(each * kept[group] for group, each in self.per_unit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +37,8 @@ class Coupling:
       updated: Paths of leaves that the function also returns with new values, and where.
       consumers: Per path of a kernel that a contraction multiplies by: along which axes, and the biases that follow.
       semantics: "masked" if removing units is exact; "small" if it changes sums over the removed positions.
+      divided: Per name of a group whose units are divided by 0 where they are masked: where. The masked model is then
+        NaN, and the shrunk one is not.
     """
 
     groups: tuple[Group, ...]
@@ -99,6 +48,7 @@ class Coupling:
     updated: dict[str, str]
     consumers: dict[str, Consumer]
     semantics: Semantics = "masked"
+    divided: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def macs(self, kept: Sequence[int] | None = None) -> float:
         """Multiply-accumulates of one call when each group keeps so many units (default: all)."""
@@ -127,17 +77,11 @@ class Coupling:
         return slopes
 
     def __str__(self) -> str:
-        rows = [("group", "units", "MACs per unit", "slices")]
-        for group, slope in zip(self.groups, self.macs_per_unit(), strict=True):
-            slices = ", ".join(f"{m.path}[{m.axis}]" for m in group.members)
-            width = f"{group.layers} x {group.width}" if group.stack is not None else str(group.width)
-            rows.append((group.name, width, f"{slope:,.0f}", slices))
-        lines = _text.aligned(rows, "lrrl")
-        lines += ["", "kept whole:"] if self.frozen else []
-        lines += [f"  {path}[{axis}]: {reason}" for (path, axis), reason in self.frozen.items()]
-        return "\n".join(lines)
+        ranks = {path: len(axes) for path, axes in self.units.items()}
+        return "\n".join(_table.lines_of(self.groups, self.macs_per_unit(), self.frozen, ranks))
 
 
+@options_of
 def couple(
     fun: Callable[..., Any],
     params: Params,
@@ -145,6 +89,7 @@ def couple(
     split: SplitRule = "outer",
     protect: Where | None = None,
     semantics: Semantics = "masked",
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Coupling:
     """Finds which slices of which leaves live and die together, for any JAX function.
 
@@ -163,12 +108,14 @@ def couple(
       semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one (a two-pass
         variance over a pruned axis); "small" lets those pass, and a shrunk model's means and variances over a pruned
         axis divide by what is left of it, as those of a model configured to be smaller would.
+      kwargs: Keyword arguments of `fun`, by name, such as `{"train": False}`.
 
     Returns:
       The coupling; print it.
 
     Raises:
-      ValueError: `split` is or returns something else than "outer" or "inner".
+      ValueError: `split` is or returns something else than "outer" or "inner"; or the function reads none of the
+        parameters.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -184,7 +131,7 @@ def couple(
       Fang et al., 2023, "DepGraph: Towards Any Structural Pruning", for the question; the answer here is a label per
       position instead of a graph of layers.
     """
-    traced = trace(fun, params, *args)
+    traced = trace(fun, params, *args, kwargs=kwargs)
     shielded = {i for i, p in enumerate(traced.paths) if protect is not None and protect(p, traced.leaves[i])}
 
     def label_leaf(forest: Forest, index: int) -> Axes:
@@ -194,9 +141,26 @@ def couple(
         return [forest.fresh(n, tag=1) for n in shape]
 
     labeling, leaf_labels = propagate(traced, label_leaf, by_split(split), exact=semantics == "masked")
+    if not labeling.used:
+        raise ValueError(
+            "`couple` needs a function of its parameters; this one reads none of those it is given. Call "
+            "`couple(fun, params, *args)` with `fun(params, *args)`, and not a closure over a model."
+        )
     coupling, reasons = _summarise(traced, labeling, leaf_labels, semantics)
     _warn(reasons)
+    if coupling.divided:
+        warnings.warn(division(coupling.divided, "`couple`"), stacklevel=3)
     return coupling
+
+
+def division(divided: Mapping[str, str], who: str) -> str:
+    """What is said of groups that are divided by 0 where they are masked."""
+    names = [f"'{name}' ({where})" for name, where in divided.items()]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"{who}: the function divides by what is 0 where units of {', '.join(names[:3])}{more} are masked. The masked "
+        f"model is NaN there, and the shrunk one is not. Add a small number to the divisor, or `protect` those leaves."
+    )
 
 
 def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
@@ -209,7 +173,7 @@ def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
         warnings.warn(
             f"`couple` does not know the primitive '{primitive}', so it keeps whole what it touches: "
             f"{', '.join(places)}.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -264,8 +228,20 @@ def _summarise(
         updated={traced.paths[i]: traced.outputs[o] for o, i in updated_leaves(traced).items()},
         consumers=consumers(traced),
         semantics=semantics,
+        divided=_divided(labeling, unit_of, group_of_unit, result),
     )
     return coupling, reasons
+
+
+def _divided(
+    labeling: Labeling, unit_of: np.ndarray, group_of_unit: np.ndarray, groups: Sequence[Group]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for labels, where in labeling.divisions:
+        units = unit_of[labeling.forest.find(np.asarray(labels))]
+        for group in np.unique(group_of_unit[units[units > 0]]).tolist():
+            found.setdefault(groups[group].name, where)
+    return found
 
 
 def _hash(place: int, counts: np.ndarray) -> np.ndarray:

@@ -15,21 +15,21 @@ from jaxprune._jaxpr.coupling.label_pass import Axes, propagate
 from jaxprune._jaxpr.coupling.values import Labeling
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation
 from jaxprune._jaxpr.shrinking.rules import RULES
-from jaxprune._jaxpr.tracing import Traced, trace
+from jaxprune._jaxpr.tracing import Traced, inputs_of, trace
 from jaxprune._jaxpr.walker import jaxpr_and_constants
 from jaxprune.structured._plan import Plan
 
 _KEPT = 1
 
 
-def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[Any]) -> Any:
-    """Computes `fun(params, *args)` with small parameters.
+def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Computes `fun(params, *args, **kwargs)` with small parameters.
 
     Raises:
       ValueError: The parameters do not have the plan's small shapes, or the plan does not fit the function.
     """
     full = tree.map_with_path(lambda path, leaf: _full(plan, path, leaf), params)
-    traced = trace(fun, full, *args)
+    traced = trace(fun, full, *args, kwargs=kwargs)
     removed: list[np.ndarray] = [np.array([False]), np.array([False])]
     tags: dict[bytes, int] = {}
     given_tags: dict[int, Axes] = {}
@@ -47,8 +47,7 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
     evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
     jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [leaf for leaf in jax.tree.leaves(params) if tree.is_array(leaf)]
-    inputs = [leaf for leaf in jax.tree.leaves(args) if tree.is_array(leaf)]
-    outputs = evaluation.run(jaxpr, constants, [*leaves, *inputs])
+    outputs = evaluation.run(jaxpr, constants, [*leaves, *inputs_of(args, kwargs)])
     return jax.tree.unflatten(traced.structure, outputs)
 
 

@@ -55,10 +55,14 @@ def masks_of_best_units(
       scanned stack may keep other units, as many in each.
 
     Raises:
-      ValueError: An option is out of range, or a leaf was not coupled; the message names its path.
+      ValueError: An option is out of range, a leaf was not coupled (the message names its path), or the coupling has
+        no units.
     """
     if round_to < 1 or keep_at_least < 1:
         raise ValueError(f"`round_to` and `keep_at_least` must be at least 1; got {round_to} and {keep_at_least}.")
+    if not coupling.groups:
+        why = next((f": '{path}' axis {axis}, {why}" for (path, axis), why in coupling.frozen.items()), "")
+        raise ValueError(f"This coupling has no units that could go{why}. Print it to see what keeps each axis whole.")
     sparsity = requests.settled(patterns.Unstructured(), sparsity, budget)
     for path, leaf in tree.flatten(params)[0]:
         if tree.is_array(leaf) and path not in coupling.units:

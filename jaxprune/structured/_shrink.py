@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxprune._arrays import host, tree
 from jaxprune._masks import verbs
 from jaxprune.structured._compensation import compensated, uncompensated
-from jaxprune.structured._coupling import Coupling, Group
+from jaxprune.structured._coupling import Coupling, Group, division
 from jaxprune.structured._plan import LeafPlan, Plan
 from jaxprune.structured._rebuild import evaluate
 from jaxprune.typing import Masks, Params, Statistics
@@ -70,6 +70,16 @@ def shrink(
       An et al., 2024, "Fluctuation-based Adaptive Structured Pruning for Large Language Models", for `compensate`.
     """
     plan = plan_of(params, masks, coupling)
+    removed = [group.name for group in coupling.groups if _is_cut(group, plan)]
+    if not removed:
+        warnings.warn(
+            "`shrink` removes nothing: no unit has all its slices masked. Take the masks from "
+            "`slim(params, coupling=coupling)`.",
+            stacklevel=2,
+        )
+    divided = {name: coupling.divided[name] for name in removed if name in coupling.divided}
+    if divided:
+        warnings.warn(division(divided, "`shrink`"), stacklevel=2)
     if compensate is not None:
         nowhere = uncompensated(coupling, plan, params, compensate)
         if nowhere:
@@ -85,16 +95,17 @@ def shrink_fun(fun: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     """The small function of a plan, for parameters that are already small.
 
     Args:
-      fun: The full model, `fun(params, *args)`.
+      fun: The full model, `fun(params, *args, **kwargs)`.
       plan: From `shrink`, or `Plan.load`.
 
     Returns:
-      `small_fun(small_params, *args)`. Each call re-traces `fun` at full size and the arguments' shapes, checks the
-      plan against it, and evaluates the result small. It raises ValueError where the plan does not fit the function.
+      `small_fun(small_params, *args, **kwargs)`. Each call re-traces `fun` at full size and the arguments' shapes,
+      checks the plan against it, and evaluates the result small. It raises ValueError where the plan does not fit the
+      function.
     """
 
-    def small_fun(params: Params, *args: Any) -> Any:
-        return evaluate(fun, plan, params, args)
+    def small_fun(params: Params, *args: Any, **kwargs: Any) -> Any:
+        return evaluate(fun, plan, params, args, kwargs)
 
     return small_fun
 
@@ -124,6 +135,10 @@ def plan_of(params: Params, masks: Masks, coupling: Coupling) -> Plan:
                 stack = layered if layered is not None else stack
         leaves[path] = LeafPlan(tuple(leaf.shape), keep, stack)
     return Plan(leaves, coupling.semantics)
+
+
+def _is_cut(group: Group, plan: Plan) -> bool:
+    return any(member.axis in plan.leaves[member.path].keep for member in group.members)
 
 
 def _check(arrays: dict[str, Any], coupling: Coupling) -> None:

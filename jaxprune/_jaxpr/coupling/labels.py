@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
@@ -18,7 +19,7 @@ from jaxprune._jaxpr.coupling import control, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
 from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Term, Value, labelled
 from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
-from jaxprune._jaxpr.walker import shape_of
+from jaxprune._jaxpr.walker import dtype_of, shape_of
 
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
 _KEEPS_LAYERS = ONE_TO_ONE | {"scan", "transpose", "jit", "closed_call", "remat2"}
@@ -27,6 +28,12 @@ _FOLD: dict[str, Callable[..., Any]] = {
     "sub": operator.sub,
     "mul": operator.mul,
     "neg": operator.neg,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "lt": operator.lt,
+    "le": operator.le,
+    "eq": operator.eq,
+    "ne": operator.ne,
     "max": max,
     "min": min,
     "convert_element_type": float,
@@ -77,6 +84,7 @@ def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
             if len(operand.axes[axis]) != width:
                 labeling.forest.freeze(operand.axes[axis], "an axis of one is stretched")
         axes.append(full[0])
+    _note_division(labeling, name, eqn, operands)
     const = _fold(name, operands)
     zero = tuple(_holds_zero(labeling, name, eqn, operands, axis) for axis in range(rank))
     leaf = operands[0].leaf if name in ONE_TO_ONE else None
@@ -86,6 +94,8 @@ def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
 
 def _fold(name: str, operands: Sequence[Value]) -> float | None:
     known = [operand.const for operand in operands]
+    if name == "select_n" and known[0] is not None:
+        return known[1 + int(known[0])]
     if name in _FOLD and all(c is not None for c in known):
         return _FOLD[name](*known)
     return None
@@ -109,10 +119,25 @@ def _holds_zero(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence
         low, high = operands[0].const, operands[2].const
         return holds[1] and low is not None and high is not None and low <= 0 <= high
     if name == "select_n":
-        return all(holds[1:])
+        chosen = operands[0].const  # as in a variance, which is NaN if the sample is too small
+        return all(holds[1:]) if chosen is None else holds[1 + int(chosen)]
     if name == "integer_pow":
         return holds[0] and eqn.params["y"] > 0
     return False
+
+
+def _note_division(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence[Value]) -> None:
+    """Notes the axes along which a divisor is 0 where they are removed, which makes the masked model NaN."""
+    exponent = operands[1].const if name == "pow" else eqn.params["y"] if name == "integer_pow" else None
+    if name in ("div", "rem") and jnp.issubdtype(dtype_of(eqn.outvars[0]), jnp.inexact):
+        divisor = operands[1]
+    elif name == "rsqrt" or (exponent is not None and exponent < 0):
+        divisor = operands[0]
+    else:
+        return
+    for axis_labels, zero in zip(divisor.axes, divisor.zero, strict=True):
+        if zero and not labeling.forest.all_frozen(axis_labels):
+            labeling.divisions.append((axis_labels, f"'{name}' at {labeling.source(eqn)}"))
 
 
 def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value) -> list[Value]:

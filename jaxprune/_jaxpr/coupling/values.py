@@ -126,6 +126,7 @@ class Labeling:
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
       escaped: Labels of values outside the bodies of outermost scans.
+      divisions: Labels of axes whose removed positions are divided by 0, with the primitive and where it is.
       enclosing: The equations that hold the jaxpr being walked.
     """
 
@@ -143,6 +144,7 @@ class Labeling:
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     escaped: list[Labels] = dataclasses.field(default_factory=list)
+    divisions: list[tuple[Labels, str]] = dataclasses.field(default_factory=list)
     enclosing: list[JaxprEqn] = dataclasses.field(default_factory=list)
 
     def fresh(self, shape: Sequence[int]) -> Value:

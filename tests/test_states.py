@@ -1,0 +1,185 @@
+"""States of optimizers taken from a full model to a small one: every optimizer of optax, and one more update."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import jaxprune
+from jaxprune.structured._leaf_plan import LeafPlan
+
+pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]  # optax promotes by itself
+
+KEPT = np.array([0, 2, 3, 7])
+PLAN = jaxprune.Plan({
+    "a/bias": LeafPlan((8,), {0: KEPT}), "a/kernel": LeafPlan((6, 8), {1: KEPT}),
+    "b/bias": LeafPlan((3,)), "b/kernel": LeafPlan((8, 3), {0: KEPT}),
+})  # fmt: skip
+ADAM = optax.adam(0.1)
+ARGUMENTS = {
+    "learning_rate": 0.1, "decay": 0.9, "max_delta": 1.0, "threshold": 1.0, "max_norm": 1.0, "clipping": 0.1,
+    "inner": ADAM, "base_optimizer": ADAM, "optimizer": ADAM, "fast_optimizer": ADAM, "tx": ADAM, "step_size": 0.1,
+    "eta": 0.01, "gamma": 0.5, "key": 0, "seed": 0, "max_consecutive_errors": 3, "mask": False, "freeze_mask": False,
+    "step_size_fn": lambda step: 0.1, "inner_factory": optax.adam, "should_transform_fn": lambda step, **_: step > 0,
+    "transforms": {"all": ADAM}, "param_labels": "all", "sync_period": 2, "slow_step_size": 0.5,
+    "l2_norm_clip": 1.0, "noise_multiplier": 0.0, "adv_optimizer": optax.sgd(0.05),
+}  # fmt: skip
+NOT_OPTIMIZERS = {
+    # They take functions, wrap what is tested in its own right, or search along a line for themselves.
+    "chain", "named_chain", "stateless", "stateless_with_tree_map", "measure_with_ema", "snapshot", "lookahead",
+    "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch", "sam", "sophia", "scale_by_muon",
+    "differentially_private_aggregate", "dpsgd",
+}  # fmt: skip
+REFUSED = {"lbfgs", "scale_by_lbfgs", "galore", "scale_by_galore"}
+NOT_ELEMENTWISE = {
+    # Norms, means or noise of whole leaves: the small update is another.
+    "adafactor", "adaptive_grad_clip", "add_noise", "centralize", "clip_by_block_rms", "clip_by_global_norm", "fromage",
+    "lamb", "lars", "noisy_sgd", "normalize", "normalize_by_update_norm", "novograd", "scale_by_novograd",
+    "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_trust_ratio", "muon",
+}  # fmt: skip
+
+
+def factories():
+    found = []
+    for module in (optax, optax.contrib):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            returned = str(inspect.signature(function).return_annotation)
+            if "GradientTransformation" in returned and name not in NOT_OPTIMIZERS and name[0] != "_":
+                marks = [pytest.mark.slow] if name.startswith("scale_by_") else []  # the optimizers are made of these
+                found.append(pytest.param(name, function, id=name, marks=marks))
+    return found
+
+
+def made(factory):
+    parameters = inspect.signature(factory).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return optax.with_extra_args_support(factory(**{p.name: ARGUMENTS[p.name] for p in needed}))
+
+
+def full_params():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return {
+        "a": {"kernel": jax.random.normal(keys[0], (6, 8)), "bias": jnp.ones(8)},
+        "b": {"kernel": jax.random.normal(keys[1], (8, 3)), "bias": jnp.ones(3)},
+    }
+
+
+def gradients(params, step):
+    return jax.tree.map(
+        lambda leaf: jnp.sin(step + jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params
+    )
+
+
+def value(params):
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+
+def update(optimizer, grads, state, params, loss):
+    return optimizer.update(grads, state, params, value=loss, grad=grads, value_fn=value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("name", "factory"), factories())
+def test_a_state_takes_one_more_update(name, factory):
+    if name == "inject_hyperparams":
+        factory = lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.1)  # noqa: E731
+    elif name == "inject_stateful_hyperparams":
+        factory = lambda: optax.inject_stateful_hyperparams(optax.adam)(learning_rate=0.1)  # noqa: E731
+    optimizer, params = made(factory), full_params()
+    state = optimizer.init(params)
+    for step in range(0 if name in REFUSED else 1):
+        _, state = update(optimizer, gradients(params, step), state, params, value(params))
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=r"'0|'diff_params_memory|projected coordinates"):
+            PLAN.take(state)
+        return
+    small, grads = PLAN.take(params), gradients(params, 5)
+    taken = PLAN.take(state)
+    assert jax.tree.map(np.shape, taken) == jax.tree.map(np.shape, optimizer.init(small))
+    expected, _ = update(optimizer, grads, state, params, value(params))
+    found, after = update(optimizer, PLAN.take(grads), taken, small, value(params))
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, taken)
+    if name in NOT_ELEMENTWISE:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    else:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, PLAN.take(expected))
+
+
+def moments(state):
+    holders = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, "v_row"))
+    return next({name: getattr(node, name)["w"] for name in ("v_row", "v_col", "v")} for node in holders)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keep", "least"),
+    [
+        ((8, 4), {0: 4}, 3), ((8, 4), {0: 3}, 3), ((4, 8), {1: 4}, 3), ((4, 8), {1: 3}, 3), ((4, 8), {0: 3}, 3),
+        ((6, 6), {0: 5}, 3), ((6, 6), {1: 5}, 3), ((3, 8, 4), {1: 4}, 3), ((5, 8, 6), {1: 4}, 3), ((8, 4), {0: 1}, 2),
+        ((5, 8, 6), {2: 4}, 3), ((512, 256), {0: 256}, 128), ((256, 384), {1: 192}, 128), ((256, 384), {1: 100}, 128),
+        ((200, 130), {1: 128}, 128), ((200, 130), {1: 127}, 128), ((100, 90), {1: 40}, 128), ((4, 8), {0: 3, 1: 3}, 3),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_factored_moments_of_adafactor_follow_the_larger_axis(shape, keep, least):
+    """Moments of a product of one vector per axis are the same product, whichever axes are the largest."""
+    plan = jaxprune.Plan({"w": LeafPlan(shape, {axis: np.arange(n) for axis, n in keep.items()})})
+    optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=least)
+    params = {"w": jnp.ones(shape)}
+    for axis, size in enumerate(shape):
+        factor = 1 + jnp.arange(size, dtype=jnp.float32) / size
+        params["w"] *= factor.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+
+    def stepped(params):
+        return optimizer.update(params, optimizer.init(params), params)[1]
+
+    small, state = plan.take(params), stepped(params)
+    taken = plan.take(state)
+    assert jax.tree.map(np.shape, taken) == jax.tree.map(np.shape, optimizer.init(small))
+    abstract = plan.take(jax.eval_shape(stepped, params))
+    assert jax.tree.map(np.shape, abstract) == jax.tree.map(np.shape, taken)
+    for found, own in zip(moments(taken).values(), moments(stepped(small)).values(), strict=True):
+        np.testing.assert_allclose(found / max(jnp.max(found), 1e-30), own / max(jnp.max(own), 1e-30), rtol=1e-4)
+
+
+def test_packed_masks_in_a_state_are_taken():
+    params = full_params()
+    optimizer = jaxprune.gradual(
+        ADAM, jaxprune.magnitude, optax.constant_schedule(0.5), begin=0, end=4, every=2, packed=True
+    )
+    _, state = update(optimizer, gradients(params, 0), optimizer.init(params), params, 0.0)
+    small, taken = PLAN.take(params), PLAN.take(state)
+    expected = PLAN.take(jaxprune.masks_of(state))
+    jax.tree.map(np.testing.assert_array_equal, jaxprune.masks_of(taken), expected)
+    updates, _ = update(optimizer, PLAN.take(gradients(params, 1)), taken, small, 0.0)
+    full, _ = update(optimizer, gradients(params, 1), state, params, 0.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, PLAN.take(full))
+    abstract = PLAN.take(jax.eval_shape(lambda s: s, state))
+    assert jax.tree.map(np.shape, abstract) == jax.tree.map(np.shape, taken)
+
+
+def test_a_mask_over_frequencies_of_what_shrinks_is_refused():
+    masks = {"b": {"kernel": jaxprune.dft(jnp.ones((8, 3)), 0.5)}}
+    with pytest.raises(ValueError, match="'b/kernel' is over frequencies"):
+        PLAN.take(masks)
+
+
+def test_the_projected_state_of_a_square_kernel_is_refused():
+    """Its shape is the parameter's, but its coordinates are not."""
+    plan = jaxprune.Plan({"w": LeafPlan((8, 8), {1: KEPT})})
+    state = optax.contrib.galore(0.1, rank=8).init({"w": jnp.ones((8, 8))})
+    with pytest.raises(ValueError, match="projected coordinates"):
+        plan.take(state)
+
+
+def test_the_parts_of_a_state_below_each_parameter_are_taken():
+    state = {"a": {"kernel": {"m": jnp.ones((6, 8)), "v": (jnp.ones((6, 8)), jnp.ones(()))}, "bias": [jnp.ones(8)]}}
+    taken = PLAN.take(state)
+    assert jax.tree.map(np.shape, taken) == {
+        "a": {"kernel": {"m": (6, 4), "v": ((6, 4), ())}, "bias": [(4,)]}
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="'a/kernel/m' has shape"):
+        PLAN.take({"a": {"kernel": {"m": jnp.ones((2, 9))}}})
