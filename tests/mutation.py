@@ -1,0 +1,102 @@
+"""Mutation testing: changes one thing at a time in a copy of the package, and asks the tests whether they notice.
+
+Run from the root of the repository, in an environment with the extras `test` and `mutation`:
+
+    python tests/mutation.py budgets --sample 20
+    python tests/mutation.py all --sample 10 --seed 1
+
+A mutant is a changed operator, comparison, constant or branch, as cosmic-ray makes them. Each runs the tests of its
+module in `MODULES`, which end at the first failure. What survives is printed with its line: either a test is missing,
+or the change makes no difference; write those down under `EQUIVALENT`, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cosmic_ray import mutating, plugins
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.work_item import MutationSpec, TestOutcome
+
+MODULES = {
+    "budgets": (["budgets.py"], ["test_budgets.py", "test_properties.py"]),
+    "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_first_steps.py"]),
+    "patterns": (["patterns.py"], ["test_protocols.py", "test_properties.py", "test_selection.py"]),
+    "selection": (["_selection"], ["test_selection.py", "test_protocols.py"]),
+    "transforms": (["_transforms"], ["test_first_steps.py", "test_transforms.py", "test_sparse_training.py"]),
+    "layerwise": (["layerwise"], ["test_kept.py", "test_layerwise.py"]),
+    "plan": (["structured/_plan.py", "structured/_factored.py"], ["test_plan.py", "test_states.py"]),
+    "coupling": (["_jaxpr/coupling"], ["test_coupling.py", "test_shrink.py", "test_zoo.py"]),
+}
+SKIPPED = ("core/ExceptionReplacer", "core/RemoveDecorator", "core/VariableInserter", "core/VariableReplacer")
+EQUIVALENT: dict[str, str] = {}
+TIMEOUT = 900.0
+
+
+def mutants(files: list[Path]) -> list[list[MutationSpec]]:
+    """For every place that can be changed, all changes; without annotations."""
+    found: dict[tuple[Path, tuple[int, int], tuple[int, int]], list[MutationSpec]] = {}
+    for file in files:
+        nodes = list(ast_nodes(get_ast(file.read_text())))
+        for name in sorted(plugins.operator_names()):
+            if name in SKIPPED:
+                continue
+            operator = plugins.get_operator(name)()
+            places = [place for node in nodes for place in operator.mutation_positions(node)]
+            for occurrence, (start, end) in enumerate(places):
+                line = file.read_text().splitlines()[start[0] - 1]
+                if ": " not in line.split("=")[0].split("(")[0]:  # a field or a variable with a type
+                    spec = MutationSpec(file, name, occurrence, start, end)
+                    found.setdefault((file, start, end), []).append(spec)
+    return list(found.values())
+
+
+def survives(spec: MutationSpec, tests: list[str]) -> bool:
+    """Whether no test notices a mutant."""
+    command = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider {' '.join(f'tests/{test}' for test in tests)}"
+    return mutating.mutate_and_test([spec], command, TIMEOUT).test_outcome == TestOutcome.SURVIVED
+
+
+def main(argv: list[str]) -> None:
+    """Prints what survives, and the share that was noticed, by module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("module", choices=[*MODULES, "all"])
+    parser.add_argument("--sample", type=int, default=20, help="mutants of each module")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        # What is changed is a copy, so that a killed run leaves the repository as it was.
+        shutil.copytree(root, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv*"))
+        os.chdir(copy)
+        os.environ["PYTHONPATH"] = str(copy)
+        for name in MODULES if options.module == "all" else [options.module]:
+            parts, tests = MODULES[name]
+            paths = [copy / "jaxprune" / part for part in parts]
+            files = [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+            every = mutants(files)
+            draw = random.Random(options.seed)
+            chosen = [draw.choice(group) for group in draw.sample(every, min(options.sample, len(every)))]
+            alive = 0
+            for spec in chosen:
+                label = (
+                    f"{spec.module_path.relative_to(copy)}:{spec.start_pos[0]}:{spec.start_pos[1]} {spec.operator_name}"
+                )
+                if survives(spec, tests) and label not in EQUIVALENT:
+                    alive += 1
+                    print(f"  survived: {label}#{spec.occurrence}", flush=True)
+            print(f"{name}: {len(chosen) - alive} of {len(chosen)} noticed, of {len(every)} places", flush=True)
+
+
+if __name__ == "__main__":
+    if subprocess.run([sys.executable, "-c", "import jaxprune"], check=False).returncode:
+        raise SystemExit("Install the package first: pip install -e '.[test,mutation]'")
+    main(sys.argv[1:])
