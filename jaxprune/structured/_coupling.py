@@ -90,6 +90,8 @@ class Coupling:
       updated: Paths of leaves that the function also returns with new values, and where.
       consumers: Per path of a kernel that a contraction multiplies by: along which axes, and the biases that follow.
       semantics: "masked" if removing units is exact; "small" if it changes sums over the removed positions.
+      choices: Where the largest along an axis are taken: how many, the width of the axis, and the line. So many have
+        to be left; only under "small".
     """
 
     groups: tuple[Group, ...]
@@ -99,6 +101,7 @@ class Coupling:
     updated: dict[str, str]
     consumers: dict[str, Consumer]
     semantics: Semantics = "masked"
+    choices: tuple[tuple[int, Factor, str], ...] = ()
 
     def macs(self, kept: Sequence[int] | None = None) -> float:
         """Multiply-accumulates of one call when each group keeps so many units (default: all)."""
@@ -160,9 +163,10 @@ def couple(
       split: Where one axis is reshaped to two, as C to (heads, width): "outer" prunes whole heads, "inner" the same
         position of every head. A callable decides per place, from a `Split`.
       protect: Picks leaves of which no axis may be pruned.
-      semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one (a two-pass
-        variance over a pruned axis); "small" lets those pass, and a shrunk model's means and variances over a pruned
-        axis divide by what is left of it, as those of a model configured to be smaller would.
+      semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one; what removed
+        positions add to a softmax, a variance or a maximum over a pruned axis is kept. "small" gives what a model
+        configured to be smaller would: only what is left counts, means and variances divide by it, and `top_k` takes
+        the largest of it, so that the experts of a router can be pruned.
 
     Returns:
       The coupling; print it.
@@ -264,6 +268,10 @@ def _summarise(
         updated={traced.paths[i]: traced.outputs[o] for o, i in updated_leaves(traced).items()},
         consumers=consumers(traced),
         semantics=semantics,
+        choices=tuple(
+            (choice.count, _factor(labeling, choice.labels, unit_of, group_of_unit, result), choice.source)
+            for choice in labeling.choices
+        ),
     )
     return coupling, reasons
 
@@ -358,15 +366,19 @@ def _products(
     for term in labeling.terms:
         for labels in term.axes:
             if id(labels) not in factors:
-                units = unit_of[labeling.forest.find(np.asarray(labels))]
-                counts = np.bincount(group_of_unit[units[units > 0]], minlength=len(groups))
-                present = np.flatnonzero(counts)
-                factors[id(labels)] = Factor(
-                    int((units == 0).sum()), tuple((int(g), int(counts[g]) / groups[g].width) for g in present)
-                )
+                factors[id(labels)] = _factor(labeling, labels, unit_of, group_of_unit, groups)
         key = tuple(sorted((factors[id(labels)] for labels in term.axes), key=repr))
         total[key] = total.get(key, 0) + term.times
     return tuple((times, key) for key, times in total.items())
+
+
+def _factor(
+    labeling: Labeling, labels: np.ndarray, unit_of: np.ndarray, group_of_unit: np.ndarray, groups: list[Group]
+) -> Factor:
+    units = unit_of[labeling.forest.find(np.asarray(labels))]
+    counts = np.bincount(group_of_unit[units[units > 0]], minlength=len(groups))
+    present = np.flatnonzero(counts)
+    return Factor(int((units == 0).sum()), tuple((int(g), int(counts[g]) / groups[g].width) for g in present))
 
 
 def abstract(params: Params) -> Params:
