@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import qwix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -201,6 +202,24 @@ def test_fake_quantisation_with_the_largest_weight_as_scale(quantise):
         return quantise(jax.nn.relu(x @ quantise(p["first"]) + 0.1), -1) @ quantise(p["mid"]) @ quantise(p["last"])
 
     check(fun, kernels(first=(3, 8), mid=(8, 6), last=(6, 2)), X)
+
+
+class Quantised(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8)(x)
+        return nn.Dense(3)(x + nn.Dense(8)(nn.relu(x)))
+
+
+@pytest.mark.filterwarnings("ignore:'VariableState' was removed:DeprecationWarning")
+def test_a_model_under_quantisation_aware_training_shrinks():
+    """Scales are maxima over pruned axes; the gradient of the straight-through rule has zeros that nothing ties."""
+    rule = qwix.QtRule(module_path=".*", weight_qtype="int8", act_qtype="int8")
+    model = qwix.quantize_model(Quantised(), qwix.QtProvider([rule]))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        params = jax.eval_shape(model.init, jax.random.key(0), X)
+        assert [g.width for g in couple(model.apply, params, X).groups] == [8]
+        check(model.apply, params, X)
 
 
 def sinusoid(length, width):

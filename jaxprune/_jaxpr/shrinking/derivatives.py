@@ -46,7 +46,13 @@ def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[A
             return jax.jvp(_only(eqn, xs, differentiable), [xs[i] for i in differentiable], directions)
 
         shapes = [_abstract(atom) for atom in eqn.invars]
-        again = Replay(evaluation, full, (shapes, [shapes[i] for i in differentiable]), [*values, *directions])
+        again = Replay(
+            evaluation,
+            full,
+            (shapes, [shapes[i] for i in differentiable]),
+            [*values, *directions],
+            [*outputs, *outputs],
+        )
         given = [*evaluation.unpack(primals_, values), *evaluation.unpack(small_tangents, directions)]
         half, got = len(eqn.outvars), again(layer, given)
         return (
@@ -84,7 +90,7 @@ def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[
         return jax.tree.unflatten(structure[0], residuals)(cotangents)
 
     def forward_pass(layer: Any, *xs: Any) -> tuple[list[Any], tuple[Any, list[Any]]]:
-        ahead[:] = [Replay(evaluation, full_forward, (shapes,), values)]
+        ahead[:] = [Replay(evaluation, full_forward, (shapes,), values, outputs)]
         got, known = ahead[0](layer, evaluation.unpack(xs, values)), ahead[0].outputs
         residuals = evaluation.pack(got[count:], known[count:], known[count:])
         return evaluation.pack(got[:count], known[:count], outputs), (layer, residuals)
@@ -93,11 +99,13 @@ def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[
         layer, residuals = saved
         replay = ahead[0]
         known = replay.outputs[count:]
+        wanted = [values[i] for i in differentiable]
         again = Replay(
             evaluation,
             full_backward,
             (replay.shapes[count:], replay.shapes[:count]),
             [*known, *map(_cotangent, outputs)],
+            wanted,
         )
         # A number of a part stands for all removed positions, and so does its cotangent, which is shared among them.
         shared = [
@@ -105,7 +113,6 @@ def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[
             for x, times in zip(cotangents, _stands_for(evaluation, outputs), strict=True)
         ]
         gradients = again(layer, [*evaluation.unpack(residuals, known), *evaluation.unpack(shared, outputs)])
-        wanted = [values[i] for i in differentiable]
         flat = evaluation.pack(gradients, again.outputs, wanted)
         collected = iter(
             [x if times == 1 else x * times for x, times in zip(flat, _stands_for(evaluation, wanted), strict=True)]
@@ -135,13 +142,20 @@ def _cotangent(value: Value) -> Value:
 class Replay:
     """A function traced at full size, labelled from the labels of its operands, ready to run small.
 
+    Its first outputs are as wide as `like`, also where they are zeros that nothing ties to an operand.
+
     Attributes:
       outputs: Labels of its outputs.
       shapes: Their full shapes.
     """
 
     def __init__(
-        self, evaluation: Evaluation, full: Callable[..., Any], shapes: tuple[Any, ...], values: Sequence[Value]
+        self,
+        evaluation: Evaluation,
+        full: Callable[..., Any],
+        shapes: tuple[Any, ...],
+        values: Sequence[Value],
+        like: Sequence[Value],
     ) -> None:
         labeling = evaluation.labeling
         self._jaxpr, self._constants = jaxpr_and_constants(jax.make_jaxpr(full)(*shapes))
@@ -149,6 +163,10 @@ class Replay:
         labeling.frame = self._frame
         self.outputs = [value.replace(leaf=None) for value in labeling.walk(self._jaxpr, self._constants, list(values))]
         labeling.frame = outer
+        for output, wanted in zip(self.outputs, like, strict=False):
+            for ours, theirs in zip(output.axes, wanted.axes, strict=True):
+                if not labeling.forest.is_frozen(ours).any():
+                    labeling.forest.union(ours, theirs)
         regroup.decide_pending(labeling)
         self.shapes = [_abstract(atom) for atom in self._jaxpr.outvars]
         self._evaluation = evaluation
