@@ -158,11 +158,10 @@ def test_an_unknown_primitive_freezes_and_says_so():
     assert [g.name for g in coupling.groups] == ["second"]
 
 
-def test_a_sum_over_removed_positions_that_are_not_zero_is_kept_whole_and_named():
+def test_a_sum_over_removed_positions_that_are_not_known_is_kept_whole_and_named():
     def fun(p, x):
-        y = x @ p["first"]
-        y = (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + 1e-6)
-        return y @ p["last"]
+        y = jnp.exp(x @ p["first"]).at[0].add(1.0)
+        return (y - y.mean(-1, keepdims=True)) @ p["last"]
 
     params = kernels(first=(3, 8), last=(8, 2))
     coupling = couple(fun, params, floats(2, 3))
@@ -170,17 +169,6 @@ def test_a_sum_over_removed_positions_that_are_not_zero_is_kept_whole_and_named(
     assert "reduce_sum" in coupling.frozen["first", 1]
     assert "test_coupling.py" in coupling.frozen["first", 1]
     assert [g.width for g in couple(fun, params, floats(2, 3), semantics="small").groups] == [8]
-
-
-def test_a_feature_map_that_is_not_zero_at_zero_keeps_its_width():
-    """Linear attention with elu + 1: a removed feature would still count."""
-
-    def fun(p, x):
-        q, k = jax.nn.elu(x @ p["q"]) + 1, jax.nn.elu(x @ p["k"]) + 1
-        return jnp.einsum("bsf,bsd->bfd", k, x).transpose(0, 2, 1) @ q.transpose(0, 2, 1)
-
-    coupling = couple(fun, kernels(q=(3, 8), k=(3, 8)), floats(2, 5, 3))
-    assert "not 0 where they are removed" in coupling.frozen["q", 1]
 
 
 def test_macs_are_a_polynomial_of_the_kept_counts():
@@ -219,7 +207,7 @@ def test_grouped_convolution_prunes_the_same_offset_of_every_group():
     assert (coupling.units["conv"][1] == units[0]).all()
 
 
-@pytest.mark.parametrize("name", ["cumsum", "sort", "argmax"])
+@pytest.mark.parametrize("name", ["cumsum", "sort"])
 def test_order_along_an_axis_keeps_it_whole(name):
     def fun(p, x):
         y = getattr(jnp, name)(x @ p["first"], -1)

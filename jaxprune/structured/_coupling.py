@@ -39,6 +39,8 @@ class Coupling:
       semantics: "masked" if removing units is exact; "small" if it changes sums over the removed positions.
       divided: Per name of a group whose units are divided by 0 where they are masked: where. The masked model is then
         NaN, and the shrunk one is not.
+      choices: Where the largest along an axis are taken: how many, the width of the axis, and the line. So many have
+        to be left; only under "small".
     """
 
     groups: tuple[Group, ...]
@@ -49,6 +51,7 @@ class Coupling:
     consumers: dict[str, Consumer]
     semantics: Semantics = "masked"
     divided: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    choices: tuple[tuple[int, Factor, str], ...] = ()
 
     def macs(self, kept: Sequence[int] | None = None) -> float:
         """Multiply-accumulates of one call when each group keeps so many units (default: all)."""
@@ -105,9 +108,10 @@ def couple(
       split: Where one axis is reshaped to two, as C to (heads, width): "outer" prunes whole heads, "inner" the same
         position of every head. A callable decides per place, from a `Split`.
       protect: Picks leaves of which no axis may be pruned.
-      semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one (a two-pass
-        variance over a pruned axis); "small" lets those pass, and a shrunk model's means and variances over a pruned
-        axis divide by what is left of it, as those of a model configured to be smaller would.
+      semantics: "masked" keeps whole whatever would make a pruned model differ from the masked one; what removed
+        positions add to a softmax, a variance or a maximum over a pruned axis is kept. "small" gives what a model
+        configured to be smaller would: only what is left counts, means and variances divide by it, and `top_k` takes
+        the largest of it, so that the experts of a router can be pruned.
       kwargs: Keyword arguments of `fun`, by name, such as `{"train": False}`.
 
     Returns:
@@ -229,6 +233,10 @@ def _summarise(
         consumers=consumers(traced),
         semantics=semantics,
         divided=_divided(labeling, unit_of, group_of_unit, result),
+        choices=tuple(
+            (choice.count, _factor(labeling, choice.labels, unit_of, group_of_unit, result), choice.source)
+            for choice in labeling.choices
+        ),
     )
     return coupling, reasons
 
@@ -334,15 +342,19 @@ def _products(
     for term in labeling.terms:
         for labels in term.axes:
             if id(labels) not in factors:
-                units = unit_of[labeling.forest.find(np.asarray(labels))]
-                counts = np.bincount(group_of_unit[units[units > 0]], minlength=len(groups))
-                present = np.flatnonzero(counts)
-                factors[id(labels)] = Factor(
-                    int((units == 0).sum()), tuple((int(g), int(counts[g]) / groups[g].width) for g in present)
-                )
+                factors[id(labels)] = _factor(labeling, labels, unit_of, group_of_unit, groups)
         key = tuple(sorted((factors[id(labels)] for labels in term.axes), key=repr))
         total[key] = total.get(key, 0) + term.times
     return tuple((times, key) for key, times in total.items())
+
+
+def _factor(
+    labeling: Labeling, labels: np.ndarray, unit_of: np.ndarray, group_of_unit: np.ndarray, groups: list[Group]
+) -> Factor:
+    units = unit_of[labeling.forest.find(np.asarray(labels))]
+    counts = np.bincount(group_of_unit[units[units > 0]], minlength=len(groups))
+    present = np.flatnonzero(counts)
+    return Factor(int((units == 0).sum()), tuple((int(g), int(counts[g]) / groups[g].width) for g in present))
 
 
 def abstract(params: Params) -> Params:

@@ -13,8 +13,9 @@ from jaxprune._jaxpr.coupling.choice import by_removal
 from jaxprune._jaxpr.coupling.forest import Forest
 from jaxprune._jaxpr.coupling.label_pass import Axes, propagate
 from jaxprune._jaxpr.coupling.values import Labeling
-from jaxprune._jaxpr.shrinking.evaluation import Evaluation
-from jaxprune._jaxpr.shrinking.rules import RULES
+from jaxprune._jaxpr.shrinking.evaluation import Evaluation, kept_of
+from jaxprune._jaxpr.shrinking.removed import ENDS, PARTS
+from jaxprune._jaxpr.shrinking.rules import NESTED, RULES
 from jaxprune._jaxpr.tracing import Traced, inputs_of, trace
 from jaxprune._jaxpr.walker import jaxpr_and_constants
 from jaxprune.structured._plan import Plan
@@ -44,11 +45,11 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
     labeling, leaf_labels = propagate(traced, label_leaf, by_removal(_KEPT), exact=exact, keep=True)
     _check(traced, labeling, leaf_labels, given_tags, plan)
     assert labeling.frame is not None
-    evaluation = Evaluation(labeling, removed, RULES, labeling.frame, small=not exact)
+    evaluation = Evaluation(labeling, removed, RULES, NESTED, PARTS, ENDS, labeling.frame, small=not exact)
     jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     leaves = [leaf for leaf in jax.tree.leaves(params) if tree.is_array(leaf)]
     outputs = evaluation.run(jaxpr, constants, [*leaves, *inputs_of(args, kwargs)])
-    return jax.tree.unflatten(traced.structure, outputs)
+    return jax.tree.unflatten(traced.structure, map(kept_of, outputs))
 
 
 def _full(plan: Plan, path: str, leaf: Any) -> Any:

@@ -50,8 +50,8 @@ def shrink(
       `(small_fun, small_params, plan)`.
 
     Raises:
-      ValueError: The parameters are not those that were coupled, or a mean does not have the size of its kernel's
-        inputs; the message names the path.
+      ValueError: The parameters are not those that were coupled, a mean does not have the size of its kernel's
+        inputs, or a `top_k` takes more than the masks leave; the message names the path.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -125,6 +125,7 @@ def plan_of(params: Params, masks: Masks, coupling: Coupling) -> Plan:
     arrays = {path: (leaf, mask) for path, leaf, mask in rows if tree.is_array(leaf)}
     _check(arrays, coupling)
     alive = _alive(arrays, coupling)
+    _check_choices(coupling, [int(rows[0].sum()) for rows in alive])
     leaves = {}
     for path, (leaf, _) in arrays.items():
         keep, stack = {}, None
@@ -153,6 +154,17 @@ def _check(arrays: dict[str, Any], coupling: Coupling) -> None:
         raise ValueError(
             f"The coupling has '{missing[0]}', which the parameters lack. Call `couple` with these parameters."
         )
+
+
+def _check_choices(coupling: Coupling, kept: list[int]) -> None:
+    for count, factor, source in coupling.choices:
+        left = factor.width(kept)
+        if left < count:
+            names = ", ".join(f"'{coupling.groups[group].name}'" for group, _ in factor.per_unit)
+            raise ValueError(
+                f"`top_k` at {source} takes {count}; the masks leave {left:g} to choose from, units of {names}. Keep "
+                "more of them."
+            )
 
 
 def _alive(arrays: dict[str, Any], coupling: Coupling) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ class ConvNet(eqx.Module):
 
 
 class Transformer(eqx.Module):
-    """Its layer norm computes a two-pass variance, so the residual stream stays whole."""
+    """Its layer norm computes a two-pass variance, which removed channels contribute to."""
 
     embed: eqx.nn.Linear
     norm: eqx.nn.LayerNorm
@@ -97,12 +97,8 @@ CASES = {
     ),
     "transformer": Case(
         build(Transformer, floats(2, 5, 3)),
-        0.3,
-        {
-            **_HEAD,
-            r"embed/weight\[1\]": "argument",
-            r"(embed|norm|attention|mlp|head)/.*": "not 0 where they are removed",
-        },
+        0.6,
+        {**_HEAD, r"embed/weight\[1\]": "argument"},
     ),
     "recurrent": Case(build(Recurrent, floats(2, 5, 3)), 0.5, {**_HEAD, r"weight_ih\[1\]": "argument"}),
 }

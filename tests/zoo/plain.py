@@ -289,7 +289,7 @@ CASES = {
     "mixture_of_experts": Case(
         mixture_of_experts,
         0.5,
-        {r"embed\[0\]": "argument", r"head\[1\]": "output", r"router\[1\]": "reduce"},
+        {r"embed\[0\]": "argument", r"head\[1\]": "output", r"router\[1\]": "top_k"},
     ),
     "graph": Case(graph, 0.5, {r"embed\[0\]": "argument", r"out\[1\]": "output"}, batched=()),
     "branches_and_loops": Case(branches_and_loops, 0.5, {r"first\[0\]": "argument", r"last\[1\]": "output"}),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from jax.extend.core import JaxprEqn
 
-from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Value
+from jaxprune._jaxpr.coupling.forest import Labels
+from jaxprune._jaxpr.coupling.values import Holds, Labeling, Leaf, Value
 from jaxprune._jaxpr.primitives import CALLS, inner_jaxpr, scan_operands, while_operands
 from jaxprune._jaxpr.walker import jaxpr_and_constants
 
@@ -58,7 +59,12 @@ def scan(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
         for value in (*carry, *stacked):
             labeling.escaped += value.axes
     along = labeling.forest.frozen(length, "'scan' steps along it")
-    return [*carry, *(v.replace(axes=(along, *v.axes), zero=(False, *v.zero), const=None, leaf=None) for v in stacked)]
+    return [*carry, *(_stacked(v, along) for v in stacked)]
+
+
+def _stacked(value: Value, along: Labels) -> Value:
+    """What each step of a loop gives, of all steps."""
+    return value.replace(axes=(along, *value.axes), holds=(Holds.UNKNOWN, *value.holds), const=None, leaf=None)
 
 
 def _note_stacks(labeling: Labeling, scanned: Sequence[Value]) -> None:
@@ -71,7 +77,7 @@ def _note_stacks(labeling: Labeling, scanned: Sequence[Value]) -> None:
 
 def _slice(value: Value) -> Value:
     leaf = value.leaf and Leaf(value.leaf.index, value.leaf.axes[1:])
-    return value.replace(axes=value.axes[1:], zero=value.zero[1:], leaf=leaf, const=None)
+    return value.replace(axes=value.axes[1:], holds=value.holds[1:], leaf=leaf, const=None)
 
 
 def _fixed_point(
@@ -82,16 +88,26 @@ def _fixed_point(
     Returns the carry and the body's other outputs.
     """
     labeling.used |= dict.fromkeys(value.leaf.index for value in carry if value.leaf is not None)
-    before = [value.replace(const=None, leaf=None, summed=()) for value in carry]
-    terms, pending = len(labeling.terms), len(labeling.pending)
+    before = [value.replace(const=None, leaf=None, summed=(), positions=None) for value in carry]
+    noted = (labeling.terms, labeling.pending, labeling.choices)
+    counts = [len(notes) for notes in noted]
     while True:
         # What the last round noted is noted again.
-        del labeling.terms[terms:], labeling.pending[pending:]
+        for notes, count in zip(noted, counts, strict=True):
+            del notes[count:]
         outputs = body(before)
         after = [_either(labeling, *pair) for pair in zip(before, outputs, strict=False)]
-        if all(a.zero == b.zero for a, b in zip(before, after, strict=True)):
+        if not any(_says_less(labeling, b, a) for a, b in zip(before, after, strict=True)):
             return before, outputs[len(before) :]
         before = after
+
+
+def _says_less(labeling: Labeling, value: Value, other: Value) -> bool:
+    """Whether less is known of what a value holds at positions that may be removed."""
+    return any(
+        mine != theirs and not labeling.forest.all_frozen(labels)
+        for labels, mine, theirs in zip(value.axes, value.holds, other.holds, strict=True)
+    )
 
 
 def _either(labeling: Labeling, *values: Value) -> Value:
@@ -100,8 +116,8 @@ def _either(labeling: Labeling, *values: Value) -> Value:
     for other in values[1:]:
         for a, b in zip(first.axes, other.axes, strict=True):
             labeling.forest.union(a, b)
-    zero = tuple(all(holds) for holds in zip(*(value.zero for value in values), strict=True))
-    return first.replace(zero=zero, const=None, leaf=None, summed=())
+    holds = tuple(map(max, *(value.holds for value in values))) if len(values) > 1 else first.holds
+    return first.replace(holds=holds, const=None, leaf=None, summed=(), positions=None)
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {

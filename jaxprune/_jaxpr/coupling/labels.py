@@ -17,7 +17,7 @@ from jax.extend.core import JaxprEqn
 from jaxprune._jaxpr.contractions import contraction, grouping
 from jaxprune._jaxpr.coupling import control, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
-from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Term, Value, labelled
+from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Leaf, Pending, Term, Value, labelled
 from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
 from jaxprune._jaxpr.walker import dtype_of, shape_of
 
@@ -86,10 +86,27 @@ def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
         axes.append(full[0])
     _note_division(labeling, name, eqn, operands)
     const = _fold(name, operands)
-    zero = tuple(_holds_zero(labeling, name, eqn, operands, axis) for axis in range(rank))
+    holds = tuple(
+        Holds.ZERO if _holds_zero(name, eqn, operands, axis) else _computed(ranked, axis, shape[axis])
+        for axis in range(rank)
+    )
     leaf = operands[0].leaf if name in ONE_TO_ONE else None
-    summed = ranked[0].summed if len(operands) == 1 and name in ONE_TO_ONE else ()
-    return [Value(tuple(axes), zero, const, leaf, summed) for _ in eqn.outvars]
+    same = ranked[0] if len(operands) == 1 and name in ONE_TO_ONE else labelled(())
+    if name == "eq" and not labeling.exact:
+        _join_positions(labeling, operands)
+    return [Value(tuple(axes), holds, const, leaf, same.summed, same.positions) for _ in eqn.outvars]
+
+
+def _join_positions(labeling: Labeling, operands: Sequence[Value]) -> None:
+    """The axis that a one-hot vector has is the one that its number was chosen from: both lose the same positions."""
+    chosen, counted = (operand.positions for operand in operands)
+    if chosen is not None and counted is not None and len(chosen) == len(counted):
+        labeling.forest.union(chosen, counted)
+
+
+def _computed(operands: Sequence[Value], axis: int, width: int) -> Holds:
+    """What a function of several operands holds along an axis of that width, if nothing says that it is 0."""
+    return max([Holds.EQUAL, *(o.holds[axis] for o in operands if len(o.axes[axis]) == width)])
 
 
 def _fold(name: str, operands: Sequence[Value]) -> float | None:
@@ -101,9 +118,12 @@ def _fold(name: str, operands: Sequence[Value]) -> float | None:
     return None
 
 
-def _holds_zero(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) -> bool:
+def _holds_zero(name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) -> bool:
     width = shape_of(eqn.outvars[0])[axis]
-    holds = [o.const == 0 or (len(o.axes) > axis and len(o.axes[axis]) == width and o.zero[axis]) for o in operands]
+    holds = [
+        o.const == 0 or (len(o.axes) > axis and len(o.axes[axis]) == width and o.holds[axis] is Holds.ZERO)
+        for o in operands
+    ]
     if name in ZERO_PRESERVING:
         return holds[0]
     if name in ("mul", "and"):
@@ -135,8 +155,8 @@ def _note_division(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Seque
         divisor = operands[0]
     else:
         return
-    for axis_labels, zero in zip(divisor.axes, divisor.zero, strict=True):
-        if zero and not labeling.forest.all_frozen(axis_labels):
+    for axis_labels, held in zip(divisor.axes, divisor.holds, strict=True):
+        if held is Holds.ZERO and not labeling.forest.all_frozen(axis_labels):
             labeling.divisions.append((axis_labels, f"'{name}' at {labeling.source(eqn)}"))
 
 
@@ -145,17 +165,26 @@ def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value) -> li
     (left_in, right_in), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     for a, b in zip(left_in, right_in, strict=True):
         labeling.forest.union(left.axes[a], right.axes[b])
-        _must_be_zero(labeling, eqn, left.axes[a], left.zero[a] or right.zero[b])
+        labeling.require(eqn, left.axes[a], _multiplied(left.holds[a], right.holds[b]))
     for a, b in zip(left_batch, right_batch, strict=True):
         labeling.forest.union(left.axes[a], right.axes[b])
     axes = [left.axes[a] for a in left_batch]
-    zero = [left.zero[a] or right.zero[b] for a, b in zip(left_batch, right_batch, strict=True)]
+    holds = [_multiplied(left.holds[a], right.holds[b]) for a, b in zip(left_batch, right_batch, strict=True)]
     for side, gone in ((left, {*left_in, *left_batch}), (right, {*right_in, *right_batch})):
         free = [a for a in range(len(side.axes)) if a not in gone]
         axes += [side.axes[a] for a in free]
-        zero += [side.zero[a] for a in free]
+        holds += [side.holds[a] for a in free]
     _note_contraction(labeling, eqn, (left, right))
-    return [labelled(axes, zero)]
+    return [labelled(axes, [_of_product(held) for held in holds])]
+
+
+def _multiplied(left: Holds, right: Holds) -> Holds:
+    return Holds.ZERO if Holds.ZERO in (left, right) else max(left, right)
+
+
+def _of_product(holds: Holds) -> Holds:
+    """What differs at each removed position is not carried through a product, which would be one of full size."""
+    return Holds.UNKNOWN if holds is Holds.VARIED else holds
 
 
 def _note_contraction(labeling: Labeling, eqn: JaxprEqn, operands: tuple[Value, Value]) -> None:
@@ -167,14 +196,6 @@ def _note_contraction(labeling: Labeling, eqn: JaxprEqn, operands: tuple[Value, 
     leaves = [operand.leaf.index for operand in operands if operand.leaf is not None]
     axes = tuple(operands[side].axes[axis] for side, axis in product.axes)
     labeling.terms.append(Term(labeling.times * product.times, axes, leaves[-1] if leaves else None))
-
-
-def _must_be_zero(labeling: Labeling, eqn: JaxprEqn, labels: np.ndarray, zero: bool) -> None:
-    if not zero and labeling.exact:
-        labeling.forest.freeze(
-            labels,
-            f"'{eqn.primitive.name}' at {labeling.source(eqn)} sums values that are not 0 where they are removed",
-        )
 
 
 def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> list[Value]:
@@ -189,16 +210,16 @@ def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> 
     for axis in taps:
         forest.freeze(kernel.axes[axis], "taps of a convolution")
     channels, outputs = image.axes[channel], kernel.axes[produced]
-    exact = image.zero[channel] or kernel.zero[consumed]
+    exact = Holds.ZERO if Holds.ZERO in (image.holds[channel], kernel.holds[consumed]) else Holds.UNKNOWN
     kind = grouping(eqn)
     if kind == "plain":
         forest.union(channels, kernel.axes[consumed])
-        _must_be_zero(labeling, eqn, channels, exact)
+        labeling.require(eqn, channels, exact)
     elif kind == "depthwise":
         forest.union(np.repeat(channels, len(outputs) // groups), outputs)
         forest.freeze(kernel.axes[consumed], "a depthwise convolution has one input per output")
     else:
-        _must_be_zero(labeling, eqn, channels, exact)
+        labeling.require(eqn, channels, exact)
         # As if both sides were reshaped to (group, offset), with the groups in common.
         common, source = forest.fresh(groups), labeling.source(eqn)
         labeling.pending.append(Pending(eqn.primitive.name, source, (channels,), (common, kernel.axes[consumed])))
@@ -206,40 +227,53 @@ def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> 
             Pending(eqn.primitive.name, source, (outputs,), (common, forest.fresh(len(outputs) // groups)))
         )
     axes: list[Any] = [None] * len(image.axes)
-    zero = [False] * len(image.axes)
+    holds = [Holds.UNKNOWN] * len(image.axes)
     out_batch, out_channel, *out_spatial = numbers.out_spec
-    axes[out_batch], zero[out_batch] = image.axes[batch], image.zero[batch]
+    axes[out_batch] = image.axes[batch]
     axes[out_channel] = outputs
-    zero[out_channel] = kernel.zero[produced] or (kind == "depthwise" and image.zero[channel])
+    if image.holds[batch] is Holds.ZERO:
+        holds[out_batch] = Holds.ZERO
+    if kernel.holds[produced] is Holds.ZERO or (kind == "depthwise" and image.holds[channel] is Holds.ZERO):
+        holds[out_channel] = Holds.ZERO
     for axis in out_spatial:
         axes[axis] = forest.frozen(shape_of(eqn.outvars[0])[axis], "a convolution slides along it")
     _note_contraction(labeling, eqn, (image, kernel))
-    return [labelled(axes, zero)]
+    return [labelled(axes, holds)]
 
 
 def total(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
-    """`reduce_sum`: exact where what is removed holds 0."""
-    axes = eqn.params["axes"]
-    for axis in axes:
-        _must_be_zero(labeling, eqn, operand.axes[axis], operand.zero[axis])
-    left = [a for a in range(len(operand.axes)) if a not in axes]
-    out = labelled([operand.axes[a] for a in left], [operand.zero[a] for a in left])
-    return [out.replace(summed=tuple(operand.axes[a] for a in axes))]
+    """`reduce_sum`: takes in what is removed."""
+    (out,) = reduction(labeling, eqn, operand)
+    return [out.replace(summed=tuple(operand.axes[a] for a in eqn.params["axes"]))]
 
 
-def extreme(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Reductions other than a sum, whose result a removed 0 could change: the reduced axes are kept whole."""
+def reduction(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Reductions take in what is removed; the other axes pass."""
     axes = eqn.params["axes" if "axes" in eqn.params else "dimensions"]
+    # `reduce` has the values that it starts from among its operands.
+    operands = tuple(operand for operand in operands if operand.axes)
     for operand in operands:
         for axis in axes:
-            labeling.forest.freeze(operand.axes[axis], f"'{eqn.primitive.name}' reduces it")
+            labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
+            labeling.require(eqn, operand.axes[axis], operand.holds[axis])
     left = [a for a in range(len(operands[0].axes)) if a not in axes]
-    out = labelled([operands[0].axes[a] for a in left], [operands[0].zero[a] for a in left])
+    for operand in operands[1:]:
+        for axis in left:
+            labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
+    holds = [_computed(operands, a, len(operands[0].axes[a])) for a in left]
+    if eqn.primitive.name != "reduce":
+        holds = [operands[0].holds[a] for a in left]
+    out = labelled([operands[0].axes[a] for a in left], holds)
+    if eqn.primitive.name in ("argmax", "argmin"):
+        out = out.replace(positions=operands[0].axes[axes[0]])
     return [out for _ in eqn.outvars]
 
 
 def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Cumulative sums, sorts and transforms: order along an axis matters, so it stays; the others pass."""
+    """Cumulative sums, sorts and transforms: order along an axis matters, so it stays; the others pass.
+
+    The largest of what is left are those of a smaller model, if it need not equal the masked one.
+    """
     name = eqn.primitive.name
     if name == "fft":
         rank = len(operands[0].axes)
@@ -250,16 +284,27 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
         along = (eqn.params["axis"] if "axis" in eqn.params else eqn.params["dimension"],)
     for operand in operands:
         for axis in along:
-            labeling.forest.freeze(operand.axes[axis], f"'{name}' needs all of it")
+            if name == "top_k" and not labeling.exact:
+                labeling.choices.append(Choice(eqn.params["k"], operand.axes[axis], labeling.source(eqn)))
+            else:
+                labeling.forest.freeze(operand.axes[axis], f"'{name}' needs all of it")
         for axis in set(range(len(operand.axes))) - set(along):
             labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
     outputs: list[Value] = []
-    for out in eqn.outvars:
+    for i, out in enumerate(eqn.outvars):
         axes = [
             labeling.forest.frozen(n, f"'{name}' makes it") if a in along else operands[0].axes[a]
             for a, n in enumerate(shape_of(out))
         ]
-        outputs.append(labelled(axes, [a not in along and z for a, z in enumerate(operands[0].zero)]))
+        # A sort of zeros gives zeros; the order of zeros, and the logarithm of a sum of their exponentials, is not 0.
+        source = operands[i] if i < len(operands) and name != "cumlogsumexp" else None
+        holds = [
+            Holds.ZERO if source is not None and source.holds[a] is Holds.ZERO else _computed(operands, a, len(axes[a]))
+            for a in range(len(axes))
+        ]
+        outputs.append(labelled(axes, holds))
+    if name == "top_k":
+        outputs[1] = outputs[1].replace(positions=operands[0].axes[along[0]])
     return outputs
 
 
@@ -268,7 +313,12 @@ def generated(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value
     for operand in operands:
         for axis in operand.axes:
             labeling.forest.freeze(axis, f"'{eqn.primitive.name}' reads it")
-    return [labeling.fresh(shape_of(out)) for out in eqn.outvars]
+    made = [labeling.fresh(shape_of(out), Holds.VARIED) for out in eqn.outvars]
+    if eqn.primitive.name != "iota":
+        return made
+    along = eqn.params["dimension"]
+    holds = tuple(Holds.VARIED if axis == along else Holds.EQUAL for axis in range(len(made[0].axes)))
+    return [made[0].replace(holds=holds, positions=made[0].axes[along])]
 
 
 def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -284,7 +334,10 @@ def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             else:
                 labeling.forest.freeze(operand.axes[axis], "a window slides along it")
         axes.append(operands[0].axes[axis] if passes else labeling.forest.frozen(width, "a window slides along it"))
-    return [labelled(axes, operands[0].zero)]
+    holds = operands[0].holds
+    if eqn.primitive.name == "reduce_window":
+        holds = [_computed(operands, axis, shape[axis]) for axis in range(len(axes))]
+    return [labelled(axes, holds)]
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
@@ -294,8 +347,8 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "dot_general": contract,
     "conv_general_dilated": convolve,
     "reduce_sum": total,
-    **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), extreme),
-    **dict.fromkeys(("argmax", "argmin", "reduce"), extreme),
+    **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), reduction),
+    **dict.fromkeys(("argmax", "argmin", "reduce"), reduction),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), ordered),
     **dict.fromkeys(
         ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
@@ -311,4 +364,4 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
 def leaf_value(labeling: Labeling, index: int, labels: Sequence[np.ndarray]) -> Value:
     """The value of a parameter leaf: masked, it holds 0 wherever it is pruned."""
     rank = len(labels)
-    return Value(tuple(labels), (True,) * rank, leaf=Leaf(index, tuple(range(rank))))
+    return Value(tuple(labels), (Holds.ZERO,) * rank, leaf=Leaf(index, tuple(range(rank))))

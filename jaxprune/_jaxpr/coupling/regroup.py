@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
-from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Pending, Value, labelled
+from jaxprune._jaxpr.coupling.values import Holds, Labeling, Leaf, Pending, Value, labelled
 from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.walker import shape_of
 
@@ -18,24 +18,33 @@ def broadcast(labeling: Labeling, eqn: JaxprEqn, operand: Value, *_: Value) -> l
     """`broadcast_in_dim`: new and stretched axes are free."""
     shape = shape_of(eqn.outvars[0])
     axes = [labeling.forest.fresh(width) for width in shape]
-    zero = [operand.const == 0] * len(shape)
+    holds = [_made(operand)] * len(shape)
     leaf_axes = [-1] * len(shape)
     for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
         if len(operand.axes[axis]) == shape[out]:
             axes[out] = operand.axes[axis]
-            zero[out] |= operand.zero[axis]
+            holds[out] = Holds.ZERO if operand.const == 0 else operand.holds[axis]
             leaf_axes[out] = operand.leaf.axes[axis] if operand.leaf else -1
         else:
             labeling.forest.freeze(operand.axes[axis], "an axis of one is stretched")
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(leaf_axes))
-    return [Value(tuple(axes), tuple(zero), operand.const, leaf, operand.summed)]
+    return [Value(tuple(axes), tuple(holds), operand.const, leaf, operand.summed, operand.positions)]
+
+
+def _made(operand: Value) -> Holds:
+    """What is held along a new axis."""
+    return Holds.ZERO if operand.const == 0 else Holds.EQUAL
 
 
 def transpose(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """Permutes the axes."""
     order = eqn.params["permutation"]
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in order))
-    return [labelled([operand.axes[a] for a in order], [operand.zero[a] for a in order]).replace(leaf=leaf)]
+    return [
+        labelled([operand.axes[a] for a in order], [operand.holds[a] for a in order]).replace(
+            leaf=leaf, positions=operand.positions
+        )
+    ]
 
 
 def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -45,36 +54,44 @@ def squeeze(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         labeling.forest.freeze(operand.axes[axis], "an axis of one is dropped")
     left = [a for a in range(len(operand.axes)) if a not in gone]
     leaf = operand.leaf and Leaf(operand.leaf.index, tuple(operand.leaf.axes[a] for a in left))
-    out = labelled([operand.axes[a] for a in left], [operand.zero[a] for a in left])
-    return [out.replace(leaf=leaf, summed=operand.summed, const=operand.const)]
+    out = labelled([operand.axes[a] for a in left], [operand.holds[a] for a in left])
+    return [out.replace(leaf=leaf, summed=operand.summed, const=operand.const, positions=operand.positions)]
 
 
 def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """Aligns factors of equal product; where one axis becomes two, decides later which of them it is."""
     forest, before, after = labeling.forest, shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     axes: list[Any] = [None] * len(after)
-    zero = [False] * len(after)
+    holds = [Holds.UNKNOWN] * len(after)
     leaf_axes = [-1] * len(after)
     plain = operand.leaf is not None
     if 0 in before:
         return [labeling.fresh(after)]
     for left, right in factors(before, after):
         inputs = [operand.axes[a] for a in left]
-        holds = all(operand.zero[a] or forest.all_frozen(operand.axes[a]) for a in left)
         if not right:
             forest.freeze(inputs[0], "an axis of one is dropped")
         elif not left:
-            axes[right[0]], zero[right[0]] = forest.fresh(1), operand.const == 0
+            axes[right[0]], holds[right[0]] = forest.fresh(1), _made(operand)
         elif len(left) == len(right) == 1:
-            axes[right[0]], zero[right[0]] = inputs[0], holds
+            axes[right[0]], holds[right[0]] = inputs[0], operand.holds[left[0]]
             leaf_axes[right[0]] = operand.leaf.axes[left[0]] if operand.leaf else -1
         else:
             plain = False
+            held = Holds.ZERO if operand.const == 0 else _merged(labeling, operand, left)
             outputs = _regrouped(labeling, eqn, inputs, [after[a] for a in right])
             for axis, labels in zip(right, outputs, strict=True):
-                axes[axis], zero[axis] = labels, holds or operand.const == 0
+                axes[axis], holds[axis] = labels, held
     leaf = Leaf(operand.leaf.index, tuple(leaf_axes)) if plain and operand.leaf else None
-    return [Value(tuple(axes), tuple(zero), operand.const, leaf, operand.summed)]
+    return [Value(tuple(axes), tuple(holds), operand.const, leaf, operand.summed, operand.positions)]
+
+
+def _merged(labeling: Labeling, operand: Value, axes: Sequence[int]) -> Holds:
+    """What is held where a position of any of several axes is removed, once they are one."""
+    held = [operand.holds[a] for a in axes if not labeling.forest.all_frozen(operand.axes[a])]
+    most = max(held, default=Holds.ZERO)
+    # One head that is removed may still hold something else at each of its positions.
+    return Holds.VARIED if most is Holds.EQUAL and len(axes) > 1 else most
 
 
 def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: list[int]) -> list[Labels]:
@@ -149,11 +166,17 @@ def concatenate(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
         else:
             for other in operands[1:]:
                 labeling.forest.union(axes[axis], other.axes[axis])
-    zero = [
-        all(o.zero[axis] or o.const == 0 or labeling.forest.all_frozen(o.axes[axis]) for o in operands)
-        for axis in range(len(axes))
-    ]
-    return [labelled(axes, zero)]
+    holds = [max(_held(labeling, o, axis) for o in operands) for axis in range(len(axes))]
+    free = [o for o in operands if not labeling.forest.all_frozen(o.axes[along])]
+    if holds[along] is Holds.EQUAL and len(free) > 1:
+        holds[along] = Holds.VARIED
+    return [labelled(axes, holds)]
+
+
+def _held(labeling: Labeling, operand: Value, axis: int) -> Holds:
+    if operand.const == 0 or labeling.forest.all_frozen(operand.axes[axis]):
+        return Holds.ZERO
+    return operand.holds[axis]
 
 
 def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -164,7 +187,7 @@ def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         labels if (a, b, s) == (0, len(labels), 1) else labels[a:b:s]
         for labels, a, b, s in zip(operand.axes, start, limit, strides, strict=True)
     ]
-    return [labelled(axes, operand.zero).replace(const=operand.const)]
+    return [labelled(axes, operand.holds).replace(const=operand.const, positions=operand.positions)]
 
 
 def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -172,27 +195,29 @@ def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     along, sizes = eqn.params["axis"], eqn.params["sizes"]
     parts = np.split(operand.axes[along], np.cumsum(sizes)[:-1])
     before, after = operand.axes[:along], operand.axes[along + 1 :]
-    return [labelled((*before, part, *after), operand.zero) for part in parts]
+    return [labelled((*before, part, *after), operand.holds) for part in parts]
 
 
 def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
     """Padded positions are free."""
-    axes, zero = [], []
-    for labels, holds, config in zip(operand.axes, operand.zero, eqn.params["padding_config"], strict=True):
+    axes, holds = [], []
+    # Where a position is removed, the padding along the other axes holds what it is filled with.
+    least = Holds.ZERO if fill.const == 0 else Holds.EQUAL
+    for labels, held, config in zip(operand.axes, operand.holds, eqn.params["padding_config"], strict=True):
         low, high, inner = map(int, config)
         if (low, high, inner) == (0, 0, 0):
             axes.append(labels)
-            zero.append(holds)
+            holds.append(max(held, least))
         elif inner == 0 and low >= 0 and high >= 0 and not labeling.forest.all_frozen(labels):
             fresh = labeling.forest.fresh(low + high)
             axes.append(np.concatenate([fresh[:low], labels, fresh[low:]]))
-            zero.append(holds and fill.const == 0)
+            holds.append(Holds.ZERO if held is least is Holds.ZERO else max(held, Holds.VARIED))
         else:
             labeling.forest.freeze(labels, "'pad' cuts it or spaces it out")
             width = max(0, low + high + len(labels) + inner * max(0, len(labels) - 1))
             axes.append(labeling.forest.frozen(width, "'pad' cuts it or spaces it out"))
-            zero.append(False)
-    return [labelled(axes, zero)]
+            holds.append(Holds.UNKNOWN)
+    return [labelled(axes, holds)]
 
 
 def reverse(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -206,31 +231,31 @@ def gather(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value) ->
     forest, numbers, sizes = labeling.forest, eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = shape_of(eqn.outvars[0])
     axes: list[Any] = [None] * len(shape)
-    zero = [False] * len(shape)
+    holds = [Holds.UNKNOWN] * len(shape)
     forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
     batch_out = [a for a in range(len(shape)) if a not in numbers.offset_dims]
-    for out, labels in zip(batch_out, indices.axes[:-1], strict=True):
-        axes[out] = labels
+    for out, labels, held in zip(batch_out, indices.axes[:-1], indices.holds[:-1], strict=True):
+        axes[out], holds[out] = labels, max(held, Holds.EQUAL)
     for axis, index_axis in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
         forest.union(operand.axes[axis], indices.axes[index_axis])
-        zero[batch_out[index_axis]] = operand.zero[axis]
+        holds[batch_out[index_axis]] = Holds.ZERO if operand.holds[axis] is Holds.ZERO else Holds.UNKNOWN
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     for axis in numbers.collapsed_slice_dims:
         forest.freeze(operand.axes[axis], "'gather' indexes it")
     windows = [a for a in range(len(operand.axes)) if a not in gone]
     for out, axis in zip(numbers.offset_dims, windows, strict=True):
         if sizes[axis] == len(operand.axes[axis]) and axis not in numbers.start_index_map:
-            axes[out], zero[out] = operand.axes[axis], operand.zero[axis]
+            axes[out], holds[out] = operand.axes[axis], operand.holds[axis]
         else:
             forest.freeze(operand.axes[axis], "'gather' indexes it")
             axes[out] = forest.frozen(shape[out], "'gather' indexes it")
-    return [labelled(axes, zero)]
+    return [labelled(axes, holds)]
 
 
 def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, updates: Value) -> list[Value]:
     """Axes written whole pass, indexed ones freeze."""
     forest, numbers, name = labeling.forest, eqn.params["dimension_numbers"], eqn.primitive.name
-    zero = [False] * len(operand.axes)
+    holds = [Holds.UNKNOWN] * len(operand.axes)
     forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     for axis in numbers.inserted_window_dims:
@@ -240,7 +265,8 @@ def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, u
         whole = len(updates.axes[update_axis]) == len(operand.axes[axis])
         if whole and axis not in numbers.scatter_dims_to_operand_dims:
             forest.union(updates.axes[update_axis], operand.axes[axis])
-            zero[axis] = (operand.zero[axis] or operand.const == 0) and updates.zero[update_axis]
+            if (operand.holds[axis] is Holds.ZERO or operand.const == 0) and updates.holds[update_axis] is Holds.ZERO:
+                holds[axis] = Holds.ZERO
         else:
             forest.freeze(updates.axes[update_axis], f"'{name}' indexes it")
             forest.freeze(operand.axes[axis], f"'{name}' indexes it")
@@ -250,7 +276,7 @@ def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, u
         forest.freeze(labels, f"'{name}' indexes it")
     for axis, index_axis in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         forest.union(operand.axes[axis], indices.axes[index_axis])
-    return [labelled(operand.axes, zero)]
+    return [labelled(operand.axes, holds)]
 
 
 def dynamic_slice(labeling: Labeling, eqn: JaxprEqn, operand: Value, *starts: Value) -> list[Value]:
@@ -262,7 +288,7 @@ def dynamic_slice(labeling: Labeling, eqn: JaxprEqn, operand: Value, *starts: Va
         else:
             labeling.forest.freeze(labels, "'dynamic_slice' indexes it")
             axes.append(labeling.forest.frozen(size, "'dynamic_slice' indexes it"))
-    return [labelled(axes, operand.zero)]
+    return [labelled(axes, operand.holds)]
 
 
 def dynamic_update_slice(
@@ -275,8 +301,8 @@ def dynamic_update_slice(
         else:
             labeling.forest.freeze(ours, "'dynamic_update_slice' indexes it")
             labeling.forest.freeze(theirs, "'dynamic_update_slice' indexes it")
-    zero = [(a or operand.const == 0) and b for a, b in zip(operand.zero, update.zero, strict=True)]
-    return [labelled(operand.axes, zero)]
+    holds = [max(Holds.ZERO if operand.const == 0 else a, b) for a, b in zip(operand.holds, update.holds, strict=True)]
+    return [labelled(operand.axes, holds)]
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -26,33 +27,52 @@ class Leaf:
     axes: tuple[int, ...]
 
 
+class Holds(enum.IntEnum):
+    """What a value holds at the removed positions of an axis. Of two, the larger says less.
+
+    Attributes:
+      ZERO: 0.
+      EQUAL: The same at all of them, computed from what is kept: masked weights start as 0, and elementwise functions
+        do the same to each.
+      VARIED: Something else at each, computed from constants too: a table of positions was added.
+      UNKNOWN: What is not computed.
+    """
+
+    ZERO = 0
+    EQUAL = 1
+    VARIED = 2
+    UNKNOWN = 3
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     """Labels of one value.
 
     Attributes:
       axes: One label array per axis.
-      zero: Per axis: does the value hold 0 wherever a position of that axis is removed?
+      holds: Per axis: what the value holds wherever a position of that axis is removed.
       const: The value itself, where it is a known scalar (or one broadcast).
       leaf: The parameter it is, if it is one.
       summed: Labels of the axes that a sum has removed, for a later division by their count.
+      positions: Labels of the axis whose positions its numbers are: of what `iota` counts, or `top_k` chose from.
     """
 
     axes: tuple[Labels, ...]
-    zero: tuple[bool, ...]
+    holds: tuple[Holds, ...]
     const: float | None = None
     leaf: Leaf | None = None
     summed: tuple[Labels, ...] = ()
+    positions: Labels | None = None
 
     def replace(self, **changes: Any) -> Value:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
 
-def labelled(axes: Sequence[Labels], zero: Sequence[bool] | None = None) -> Value:
-    """A value of which nothing is known but its labels, and where it holds 0."""
+def labelled(axes: Sequence[Labels], holds: Sequence[Holds] | None = None) -> Value:
+    """A value of which nothing is known but its labels, and what it holds where it is removed."""
     axes = tuple(axes)
-    return Value(axes, (False,) * len(axes) if zero is None else tuple(zero))
+    return Value(axes, (Holds.UNKNOWN,) * len(axes) if holds is None else tuple(holds))
 
 
 @dataclasses.dataclass
@@ -104,6 +124,15 @@ class Term:
     leaf: int | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A place where the program takes the `count` largest along an axis, of which that many must be left."""
+
+    count: int
+    labels: Labels
+    source: str
+
+
 Choose: TypeAlias = Callable[["Labeling", Pending, list[int], list[int]], tuple[int, int] | None]
 
 
@@ -116,12 +145,13 @@ class Labeling:
       visit: Labels the outputs of an equation.
       choose: Decides a pending regrouping, given the axes of either side that are not frozen: the indices of the
         operand's and the result's axis that correspond, or `None` to leave it undecided.
-      exact: Whether a sum over removed positions must be known to add zeros.
+      exact: Whether what a sum or a maximum takes in at removed positions must be known.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
       times: Product of the lengths of the enclosing scans.
       scan: Which outermost scan is being walked, 0 for none.
       pending: Regroupings to be decided by `regroup.decide_pending`.
       terms: Multiply-accumulates of the contractions met so far.
+      choices: Where the largest along an axis are taken that may be pruned.
       contracted: (leaf, axis) pairs that a contraction sums over.
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
@@ -140,6 +170,7 @@ class Labeling:
     scans: int = 0
     pending: list[Pending] = dataclasses.field(default_factory=list)
     terms: list[Term] = dataclasses.field(default_factory=list)
+    choices: list[Choice] = dataclasses.field(default_factory=list)
     contracted: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
@@ -147,13 +178,21 @@ class Labeling:
     divisions: list[tuple[Labels, str]] = dataclasses.field(default_factory=list)
     enclosing: list[JaxprEqn] = dataclasses.field(default_factory=list)
 
-    def fresh(self, shape: Sequence[int]) -> Value:
+    def fresh(self, shape: Sequence[int], holds: Holds = Holds.UNKNOWN) -> Value:
         """A value whose axes are free."""
-        return labelled([self.forest.fresh(n) for n in shape])
+        return labelled([self.forest.fresh(n) for n in shape], [holds] * len(shape))
 
     def literal(self, value: Any) -> Value:
         """The value of a literal or a constant."""
-        return self.fresh(np.shape(value)).replace(const=scalar(value))
+        return self.fresh(np.shape(value), Holds.VARIED).replace(const=scalar(value))
+
+    def require(self, eqn: JaxprEqn, labels: Labels, holds: Holds) -> None:
+        """Freezes an axis that an equation ends, if what is removed of it would count and is not known."""
+        if holds is Holds.UNKNOWN and self.exact:
+            name, source = eqn.primitive.name, self.source(eqn)
+            self.forest.freeze(
+                labels, f"'{name}' at {source} takes in values that are not known where they are removed"
+            )
 
     def run(
         self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0

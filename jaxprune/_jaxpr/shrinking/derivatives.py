@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling import regroup
-from jaxprune._jaxpr.coupling.values import Frame, Value
+from jaxprune._jaxpr.coupling.values import Frame, Holds, Value
 from jaxprune._jaxpr.primitives import inner_jaxpr
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
@@ -23,15 +23,24 @@ from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`custom_jvp_call` on smaller operands."""
     differentiable = _differentiable(eqn)
-    values = [evaluation.value(atom).replace(leaf=None) for atom in eqn.invars]
+    values = [value.replace(leaf=None) for value in evaluation.values(eqn.invars)]
+    directions = [values[i] for i in differentiable]
+    outputs = evaluation.values(eqn.outvars)
 
     def function(layer: Any, *xs: Any) -> list[Any]:
-        inside = evaluation.child(eqn)
-        return inside.within(inside.frame, layer).run(*inner_jaxpr(eqn), xs)
+        child = evaluation.child(eqn)
+        inside = child.within(child.frame, layer)
+        return inside.pack(inside.run(*inner_jaxpr(eqn), inside.unpack(xs, values)), outputs, outputs)
 
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         layer, *primals_ = primals
-        small_tangents = [tangents[1 + i] for i in differentiable]
+        # The tangent of what is not differentiable has no labels of its own.
+        places, start = [], 0
+        for i, value in enumerate(values):
+            count = 1 + len(evaluation.regions(value))
+            places += range(start, start + count) if i in differentiable else ()
+            start += count
+        small_tangents = [tangents[1 + place] for place in places]
 
         def full(xs: list[Any], directions: list[Any]) -> Any:
             return jax.jvp(_only(eqn, xs, differentiable), [xs[i] for i in differentiable], directions)
@@ -41,59 +50,99 @@ def forward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[A
             evaluation,
             full,
             (shapes, [shapes[i] for i in differentiable]),
-            [*values, *(values[i] for i in differentiable)],
+            [*values, *directions],
+            [*outputs, *outputs],
         )
-        outputs = again(layer, [*primals_, *small_tangents])
-        half = len(eqn.outvars)
-        return outputs[:half], outputs[half:]
+        given = [*evaluation.unpack(primals_, values), *evaluation.unpack(small_tangents, directions)]
+        half, got = len(eqn.outvars), again(layer, given)
+        return (
+            evaluation.pack(got[:half], again.outputs[:half], outputs),
+            evaluation.pack(got[half:], again.outputs[half:], outputs),
+        )
 
     small = jax.custom_jvp(function)
     small.defjvp(rule)
-    return small(_layer(evaluation), *operands)
+    return evaluation.unpack(small(_layer(evaluation), *evaluation.pack(operands, values, values)), outputs)
 
 
 def backward(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`custom_vjp_call` on smaller operands."""
     differentiable = _differentiable(eqn)
-    values = [evaluation.value(atom).replace(leaf=None) for atom in eqn.invars]
+    values = [value.replace(leaf=None) for value in evaluation.values(eqn.invars)]
+    outputs = evaluation.values(eqn.outvars)
     count = len(eqn.outvars)
     shapes = [_abstract(atom) for atom in eqn.invars]
     structure: list[Any] = []
     ahead: list[Replay] = []
 
     def function(layer: Any, *xs: Any) -> list[Any]:
-        inside = evaluation.child(eqn)
-        return inside.within(inside.frame, layer).run(*inner_jaxpr(eqn), xs)
+        child = evaluation.child(eqn)
+        inside = child.within(child.frame, layer)
+        return inside.pack(inside.run(*inner_jaxpr(eqn), inside.unpack(xs, values)), outputs, outputs)
 
     def full_forward(xs: list[Any]) -> Any:
-        outputs, vjp_fun = jax.vjp(_only(eqn, xs, differentiable), *[xs[i] for i in differentiable])
+        results, vjp_fun = jax.vjp(_only(eqn, xs, differentiable), *[xs[i] for i in differentiable])
         residuals, treedef = jax.tree.flatten(vjp_fun)
         structure[:] = [treedef]
-        return list(outputs), residuals
+        return list(results), residuals
 
     def full_backward(residuals: list[Any], cotangents: list[Any]) -> Any:
         return jax.tree.unflatten(structure[0], residuals)(cotangents)
 
     def forward_pass(layer: Any, *xs: Any) -> tuple[list[Any], tuple[Any, list[Any]]]:
-        ahead[:] = [Replay(evaluation, full_forward, (shapes,), values)]
-        outputs = ahead[0](layer, xs)
-        return outputs[:count], (layer, outputs[count:])
+        ahead[:] = [Replay(evaluation, full_forward, (shapes,), values, outputs)]
+        got, known = ahead[0](layer, evaluation.unpack(xs, values)), ahead[0].outputs
+        residuals = evaluation.pack(got[count:], known[count:], known[count:])
+        return evaluation.pack(got[:count], known[:count], outputs), (layer, residuals)
 
     def backward_pass(saved: tuple[Any, list[Any]], cotangents: list[Any]) -> tuple[Any, ...]:
         layer, residuals = saved
         replay = ahead[0]
-        known = [*replay.outputs[count:], *replay.outputs[:count]]
-        again = Replay(evaluation, full_backward, (replay.shapes[count:], replay.shapes[:count]), known)
-        gradients = iter(again(layer, [*residuals, *cotangents]))
-        return (None, *(next(gradients) if i in differentiable else None for i in range(len(eqn.invars))))
+        known = replay.outputs[count:]
+        wanted = [values[i] for i in differentiable]
+        again = Replay(
+            evaluation,
+            full_backward,
+            (replay.shapes[count:], replay.shapes[:count]),
+            [*known, *map(_cotangent, outputs)],
+            wanted,
+        )
+        # A number of a part stands for all removed positions, and so does its cotangent, which is shared among them.
+        shared = [
+            x if times == 1 else x / times
+            for x, times in zip(cotangents, _stands_for(evaluation, outputs), strict=True)
+        ]
+        gradients = again(layer, [*evaluation.unpack(residuals, known), *evaluation.unpack(shared, outputs)])
+        flat = evaluation.pack(gradients, again.outputs, wanted)
+        collected = iter(
+            [x if times == 1 else x * times for x, times in zip(flat, _stands_for(evaluation, wanted), strict=True)]
+        )
+        filled: list[Any] = [None]
+        for i, value in enumerate(values):
+            for _ in range(1 + len(evaluation.regions(value))):
+                filled.append(next(collected) if i in differentiable else None)
+        return tuple(filled)
 
     small = jax.custom_vjp(function)
     small.defvjp(forward_pass, backward_pass)
-    return small(_layer(evaluation), *operands)
+    return evaluation.unpack(small(_layer(evaluation), *evaluation.pack(operands, values, values)), outputs)
+
+
+def _stands_for(evaluation: Evaluation, values: Sequence[Value]) -> list[int]:
+    """For how many positions each number of each packed array stands."""
+    return [evaluation.times(value, region) for value in values for region in ((), *evaluation.regions(value))]
+
+
+def _cotangent(value: Value) -> Value:
+    """Labels of a result's cotangent. No kept number depends on what a result holds where that is not known."""
+    holds = tuple(Holds.ZERO if held is Holds.UNKNOWN else held for held in value.holds)
+    return value.replace(holds=holds, const=None)
 
 
 class Replay:
     """A function traced at full size, labelled from the labels of its operands, ready to run small.
+
+    Its first outputs are as wide as `like`, also where they are zeros that nothing ties to an operand.
 
     Attributes:
       outputs: Labels of its outputs.
@@ -101,7 +150,12 @@ class Replay:
     """
 
     def __init__(
-        self, evaluation: Evaluation, full: Callable[..., Any], shapes: tuple[Any, ...], values: Sequence[Value]
+        self,
+        evaluation: Evaluation,
+        full: Callable[..., Any],
+        shapes: tuple[Any, ...],
+        values: Sequence[Value],
+        like: Sequence[Value],
     ) -> None:
         labeling = evaluation.labeling
         self._jaxpr, self._constants = jaxpr_and_constants(jax.make_jaxpr(full)(*shapes))
@@ -109,6 +163,10 @@ class Replay:
         labeling.frame = self._frame
         self.outputs = [value.replace(leaf=None) for value in labeling.walk(self._jaxpr, self._constants, list(values))]
         labeling.frame = outer
+        for output, wanted in zip(self.outputs, like, strict=False):
+            for ours, theirs in zip(output.axes, wanted.axes, strict=True):
+                if not labeling.forest.is_frozen(ours).any():
+                    labeling.forest.union(ours, theirs)
         regroup.decide_pending(labeling)
         self.shapes = [_abstract(atom) for atom in self._jaxpr.outvars]
         self._evaluation = evaluation

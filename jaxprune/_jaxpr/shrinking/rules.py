@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
 from jaxprune._jaxpr.primitives import inner_jaxpr, scan_operands, while_operands
 from jaxprune._jaxpr.shrinking import derivatives
-from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept
+from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept, kept_of
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 
 
@@ -40,13 +40,19 @@ def split(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
     return bind(eqn, operand, sizes=tuple(evaluation.shape(out)[axis] for out in eqn.outvars))
 
 
-def cut(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+def slices(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
     """`slice`: the kept positions among those it takes."""
+    return [cut(evaluation, eqn, operand, *map(evaluation.kept_axes, (eqn.invars[0], eqn.outvars[0])))]
+
+
+def cut(
+    evaluation: Evaluation, eqn: JaxprEqn, operand: Any, have: Sequence[Kept | None], want: Sequence[Kept | None]
+) -> Any:
+    """What a `slice` takes, given which positions of each axis the operand has and which the result."""
     starts, limits = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
     strides = list(eqn.params["strides"] or (1,) * len(starts))
     picks: dict[int, np.ndarray] = {}
-    kept_in, kept_out = evaluation.kept_axes(eqn.invars[0]), evaluation.kept_axes(eqn.outvars[0])
-    for axis, (kept, out) in enumerate(zip(kept_in, kept_out, strict=True)):
+    for axis, (kept, out) in enumerate(zip(have, want, strict=True)):
         if kept is None:
             continue
         chosen = np.arange(shape_of(eqn.outvars[0])[axis]) if out is None else out.indices
@@ -55,7 +61,7 @@ def cut(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
     (rest,) = bind(eqn, operand, start_indices=tuple(starts), limit_indices=tuple(limits), strides=tuple(strides))
     for axis, indices in picks.items():
         rest = evaluation.take_axis(rest, indices, axis)
-    return [rest]
+    return rest
 
 
 def _positions(kept: Kept, wanted: np.ndarray) -> np.ndarray:
@@ -68,8 +74,13 @@ def _positions(kept: Kept, wanted: np.ndarray) -> np.ndarray:
 
 def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
     """As many padded positions as stay."""
+    return bind(eqn, operand, fill, padding_config=padding(eqn, evaluation.kept_axes(eqn.outvars[0])))
+
+
+def padding(eqn: JaxprEqn, taken: Sequence[Kept | None]) -> tuple[Sequence[Any], ...]:
+    """How much a `pad` adds, given which positions of each axis the result has."""
     config = list(eqn.params["padding_config"])
-    for axis, kept in enumerate(evaluation.kept_axes(eqn.outvars[0])):
+    for axis, kept in enumerate(taken):
         if kept is None:
             continue
         low, _, _ = config[axis]
@@ -78,7 +89,7 @@ def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Seque
         if not (before.min() == before.max() and inside.min() == inside.max()):
             raise ValueError("'pad' adds other counts in each layer of a scan. Leave these units out with `protect=`.")
         config[axis] = (int(before.max()), int(kept.count - inside.max()), 0)
-    return bind(eqn, operand, fill, padding_config=tuple(config))
+    return tuple(config)
 
 
 def gather(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, indices: Any) -> Sequence[Any]:
@@ -118,86 +129,126 @@ def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequ
     return bind(eqn, top, bottom)
 
 
+def top_k(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
+    """Under `small`, the largest of what is left, by their positions in the whole."""
+    axis = eqn.params.get("axis", operand.ndim - 1)
+    kept = evaluation.kept_axes(eqn.invars[0])[axis]
+    values, positions = bind(eqn, operand)
+    return [values, positions if kept is None else evaluation.original(positions, kept)]
+
+
 def call(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jit` and other plain calls: what is inside."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, *operands)
+        return bind(eqn, *map(kept_of, operands))
     return evaluation.child(eqn).run(*inner_jaxpr(eqn), operands)
 
 
 def remat(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """`jax.checkpoint` of what is inside, under the same policy."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, *operands)
+        return bind(eqn, *map(kept_of, operands))
     inside, (jaxpr, constants) = evaluation.child(eqn), inner_jaxpr(eqn)
-    again = jax.checkpoint(
-        lambda *xs: inside.run(jaxpr, constants, xs),
-        prevent_cse=eqn.params["prevent_cse"],
-        policy=eqn.params["policy"],
-    )
-    return again(*operands)
+    values, outputs = evaluation.values(eqn.invars), evaluation.values(eqn.outvars)
+
+    def flat(*xs: Any) -> list[Any]:
+        return inside.pack(inside.run(jaxpr, constants, inside.unpack(xs, values)), outputs, outputs)
+
+    again = jax.checkpoint(flat, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+    return evaluation.unpack(again(*evaluation.pack(operands, values, values)), outputs)
 
 
 def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> Sequence[Any]:
     """The same choice between smaller branches."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, index, *operands)
+        return bind(eqn, *map(kept_of, (index, *operands)))
+    values, outputs = evaluation.values(eqn.invars[1:]), evaluation.values(eqn.outvars)
 
     def branch(number: int) -> Callable[..., list[Any]]:
         inside, branch_jaxpr = evaluation.child(eqn, number), eqn.params["branches"][number]
         jaxpr, constants = jaxpr_and_constants(branch_jaxpr)
-        return lambda *xs: inside.run(jaxpr, constants, xs)
 
-    return lax.switch(index, [branch(i) for i in range(len(eqn.params["branches"]))], *operands)
+        def flat(*xs: Any) -> list[Any]:
+            results = inside.run(jaxpr, constants, inside.unpack(xs, values))
+            return inside.pack(results, inside.values(jaxpr.outvars), outputs)
+
+        return flat
+
+    branches = [branch(i) for i in range(len(eqn.params["branches"]))]
+    flat = evaluation.pack(operands, values, values)
+    return evaluation.unpack(lax.switch(kept_of(index), branches, *flat), outputs)
 
 
 def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same loop over a smaller carry."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, *operands)
-    test_constants, body_constants, first = while_operands(eqn, operands)
-    test, body = jaxpr_and_constants(eqn.params["cond_jaxpr"]), jaxpr_and_constants(eqn.params["body_jaxpr"])
-    in_test, in_body = evaluation.child(eqn, 0), evaluation.child(eqn, 1)
-    return lax.while_loop(
-        lambda carry: in_test.run(*test, [*test_constants, *carry])[0],
-        lambda carry: in_body.run(*body, [*body_constants, *carry]),
-        list(first),
+        return bind(eqn, *map(kept_of, operands))
+    values = evaluation.values(eqn.invars)
+    *constants, first = while_operands(eqn, operands)
+    *constant_values, first_values = while_operands(eqn, values)
+    carry = evaluation.values(eqn.outvars)
+    flat = [evaluation.pack(xs, vs, vs) for xs, vs in zip(constants, constant_values, strict=True)]
+
+    def run(number: int, name: str, xs: Sequence[Any]) -> tuple[Evaluation, Jaxpr, list[Any]]:
+        inside, (jaxpr, own) = evaluation.child(eqn, number), jaxpr_and_constants(eqn.params[name])
+        given = [*inside.unpack(flat[number], constant_values[number]), *inside.unpack(xs, carry)]
+        return inside, jaxpr, inside.run(jaxpr, own, given)
+
+    def body(xs: list[Any]) -> list[Any]:
+        inside, jaxpr, results = run(1, "body_jaxpr", xs)
+        return inside.pack(results, inside.values(jaxpr.outvars), carry)
+
+    last = lax.while_loop(
+        lambda xs: kept_of(run(0, "cond_jaxpr", xs)[2][0]), body, evaluation.pack(first, first_values, carry)
     )
+    return evaluation.unpack(last, carry)
 
 
 def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same loop over smaller slices; counts layers, for constants that each layer takes its own part of."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, *operands)
+        return bind(eqn, *map(kept_of, operands))
     constants, first, scanned = scan_operands(eqn, operands)
+    of_constants, of_first, of_scanned = scan_operands(eqn, evaluation.values(eqn.invars))
     outermost, frame = evaluation.layer is None, evaluation.child(eqn).frame
-    jaxpr = jaxpr_and_constants(eqn.params["jaxpr"])
+    jaxpr, own = jaxpr_and_constants(eqn.params["jaxpr"])
+    inside = evaluation.within(frame)
+    fixed, carry, slices = scan_operands(eqn, inside.values(jaxpr.invars))
+    results = inside.values(jaxpr.outvars)
+    around = evaluation.pack(constants, of_constants, fixed)
 
-    def body(carry: list[Any], step: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
-        layer, slices = step
-        inside = evaluation.within(frame, layer if outermost else None)
-        outputs = inside.run(*jaxpr, [*constants, *carry, *slices])
-        return outputs[: len(first)], outputs[len(first) :]
+    def body(carried: list[Any], step: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+        layer, parts = step
+        here = evaluation.within(frame, layer if outermost else None)
+        pairs = ((around, fixed), (carried, carry), (parts, slices))
+        outputs = here.run(jaxpr, own, [x for flat, values in pairs for x in here.unpack(flat, values)])
+        n = len(carry)
+        return here.pack(outputs[:n], results[:n], carry), here.pack(outputs[n:], results[n:], results[n:])
 
     length = eqn.params["length"]
-    steps = (jnp.arange(length, dtype=jnp.int32), list(scanned))
-    carry, stacked = lax.scan(
-        body, list(first), steps, length=length, reverse=eqn.params["reverse"], unroll=eqn.params["unroll"]
+    steps = (jnp.arange(length, dtype=jnp.int32), evaluation.pack(scanned, of_scanned, slices, steps=1))
+    last, stacked = lax.scan(
+        body,
+        evaluation.pack(first, of_first, carry),
+        steps,
+        length=length,
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
     )
-    return [*carry, *stacked]
+    return [*evaluation.unpack(last, carry), *evaluation.unpack(stacked, results[len(carry) :], steps=1)]
 
 
 def custom_jvp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its derivative."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, *operands)
+        return bind(eqn, *map(kept_of, operands))
     return derivatives.forward(evaluation, eqn, *operands)
 
 
 def custom_vjp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its gradient."""
     if not _shrinks(evaluation, eqn):
-        return bind(eqn, *operands)
+        return bind(eqn, *map(kept_of, operands))
     return derivatives.backward(evaluation, eqn, *operands)
 
 
@@ -210,12 +261,16 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
     "broadcast_in_dim": broadcast,
     "reshape": reshape,
     "split": split,
-    "slice": cut,
+    "slice": slices,
     "pad": pad,
     "gather": gather,
     "dynamic_slice": dynamic_slice,
     "conv_general_dilated": convolve,
     "div": divide,
+    "top_k": top_k,
+}
+# Their operands and results carry what is held at removed positions.
+NESTED: dict[str, Callable[..., Sequence[Any]]] = {
     **dict.fromkeys(("jit", "closed_call"), call),
     "remat2": remat,
     "cond": cond,
