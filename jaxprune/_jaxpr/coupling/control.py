@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.values import Labeling, Leaf, Value
-from jaxprune._jaxpr.primitives import CALLS, inner_jaxpr, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import CALLS, COMPOSED, inner_jaxpr, scan_operands, while_operands
 from jaxprune._jaxpr.walker import jaxpr_and_constants
 
 
@@ -105,7 +105,7 @@ def _either(labeling: Labeling, *values: Value) -> Value:
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(CALLS, call),
+    **dict.fromkeys((*CALLS, *COMPOSED), call),
     "cond": cond,
     "while": while_loop,
     "scan": scan,

@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
-from jaxprune._jaxpr.primitives import inner_jaxpr, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, scan_operands, while_operands
 from jaxprune._jaxpr.shrinking import derivatives
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
@@ -216,7 +216,7 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
     "dynamic_slice": dynamic_slice,
     "conv_general_dilated": convolve,
     "div": divide,
-    **dict.fromkeys(("jit", "closed_call"), call),
+    **dict.fromkeys(("jit", "closed_call", *COMPOSED), call),
     "remat2": remat,
     "cond": cond,
     "while": while_loop,
