@@ -58,7 +58,10 @@ def scan(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
         for value in (*carry, *stacked):
             labeling.escaped += value.axes
     along = labeling.forest.frozen(length, "'scan' steps along it")
-    return [*carry, *(v.replace(axes=(along, *v.axes), zero=(False, *v.zero), const=None, leaf=None) for v in stacked)]
+    return [
+        *carry,
+        *(v.replace(axes=(along, *v.axes), zero=(False, *v.zero), const=None, leaf=None, known=None) for v in stacked),
+    ]
 
 
 def _note_stacks(labeling: Labeling, scanned: Sequence[Value]) -> None:
@@ -71,7 +74,7 @@ def _note_stacks(labeling: Labeling, scanned: Sequence[Value]) -> None:
 
 def _slice(value: Value) -> Value:
     leaf = value.leaf and Leaf(value.leaf.index, value.leaf.axes[1:])
-    return value.replace(axes=value.axes[1:], zero=value.zero[1:], leaf=leaf, const=None)
+    return value.replace(axes=value.axes[1:], zero=value.zero[1:], leaf=leaf, const=None, known=None)
 
 
 def _fixed_point(
@@ -82,7 +85,7 @@ def _fixed_point(
     Returns the carry and the body's other outputs.
     """
     labeling.used |= dict.fromkeys(value.leaf.index for value in carry if value.leaf is not None)
-    before = [value.replace(const=None, leaf=None, summed=()) for value in carry]
+    before = [value.replace(const=None, leaf=None, summed=(), known=None) for value in carry]
     terms, pending = len(labeling.terms), len(labeling.pending)
     while True:
         # What the last round noted is noted again.
@@ -101,7 +104,7 @@ def _either(labeling: Labeling, *values: Value) -> Value:
         for a, b in zip(first.axes, other.axes, strict=True):
             labeling.forest.union(a, b)
     zero = tuple(all(holds) for holds in zip(*(value.zero for value in values), strict=True))
-    return first.replace(zero=zero, const=None, leaf=None, summed=())
+    return first.replace(zero=zero, const=None, leaf=None, summed=(), known=None)
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {

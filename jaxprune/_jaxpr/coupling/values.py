@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jaxtyping import Shaped
 
+from jaxprune._jaxpr.coupling import integers
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
 from jaxprune._jaxpr.walker import Rule, source_of, walk
 
@@ -36,6 +38,7 @@ class Value:
       const: The value itself, where it is a known scalar (or one broadcast).
       leaf: The parameter it is, if it is one.
       summed: Labels of the axes that a sum has removed, for a later division by their count.
+      known: The integers that it holds, if they depend on no argument.
     """
 
     axes: tuple[Labels, ...]
@@ -43,6 +46,7 @@ class Value:
     const: float | None = None
     leaf: Leaf | None = None
     summed: tuple[Labels, ...] = ()
+    known: Shaped[np.ndarray, "..."] | None = None
 
     def replace(self, **changes: Any) -> Value:
         """A copy with some fields replaced."""
@@ -104,7 +108,11 @@ class Term:
     leaf: int | None
 
 
-Choose: TypeAlias = Callable[["Labeling", Pending, list[int], list[int]], tuple[int, int] | None]
+Evidence: TypeAlias = Literal["labels", "operand", "result"]
+"""What decides a regrouping: labels that leave one way, else the wish of the user, first where the operand holds
+parameters and then also where the result alone does, as where a constant is brought into shape."""
+
+Choose: TypeAlias = Callable[["Labeling", Pending, list[int], list[int], Evidence], tuple[int, int] | None]
 
 
 @dataclasses.dataclass
@@ -114,8 +122,8 @@ class Labeling:
     Attributes:
       forest: Which labels are joined.
       visit: Labels the outputs of an equation.
-      choose: Decides a pending regrouping, given the axes of either side that are not frozen: the indices of the
-        operand's and the result's axis that correspond, or `None` to leave it undecided.
+      choose: Decides a pending regrouping, given the axes of either side that are not frozen, and on what evidence: the
+        indices of the operand's and the result's axis that correspond, or `None` to leave it undecided.
       exact: Whether a sum over removed positions must be known to add zeros.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
       times: Product of the lengths of the enclosing scans.
@@ -151,7 +159,7 @@ class Labeling:
 
     def literal(self, value: Any) -> Value:
         """The value of a literal or a constant."""
-        return self.fresh(np.shape(value)).replace(const=scalar(value))
+        return self.fresh(np.shape(value)).replace(const=scalar(value), known=integers.known(value))
 
     def run(
         self, eqn: JaxprEqn, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value], branch: int = 0
