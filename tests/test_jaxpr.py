@@ -39,7 +39,7 @@ def test_a_join_keeps_the_larger_tag_whichever_side_it_is_on():
         assert forest.tags(a).tolist() == forest.tags(b).tolist() == [5, 1]
 
 
-def test_a_join_keeps_the_first_reason():
+def test_a_join_keeps_the_reasons_that_are_there():
     forest = Forest()
     a, b = forest.fresh(3), forest.fresh(3)
     forest.freeze(b[1:], "first")
@@ -47,7 +47,7 @@ def test_a_join_keeps_the_first_reason():
     forest.union(a, b)
     assert forest.is_frozen(a).tolist() == [False, True, True]
     assert forest.why(int(a[1])) == "first"
-    assert forest.why(int(a[2])) == "first"
+    assert [forest.why(int(labels[2])) for labels in (a, b)] == ["second", "first"]
     forest.freeze(a, "third")
     assert [forest.why(int(label)) for label in b] == ["third", "first", "first"]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from jax.extend.core import Jaxpr, JaxprEqn
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.walker import jaxpr_and_constants
 
@@ -43,17 +46,41 @@ WITHOUT_PRODUCTS = ELEMENTWISE | frozenset(
     "psum2 psum_invariant pmax pmin all_gather all_to_all ppermute reduce_scatter mesh_cast get swap addupdate".split()
 )
 
+
+def _stacked(*arrays: Any, axis: int) -> Any:
+    return lax.concatenate([lax.expand_dims(array, [axis]) for array in arrays], axis)
+
+
+def _unstacked(array: Any, *, axis: int) -> list[Any]:
+    return [lax.squeeze(part, [axis]) for part in lax.split(array, (1,) * array.shape[axis], axis)]
+
+
+# Primitives that are others put together. Each is walked as a call of these, so that no question needs a rule for it.
+COMPOSED: dict[str, Callable[..., Any]] = {"stack": _stacked, "unstack": _unstacked}
+
 _INNER_JAXPR = ("jaxpr", "call_jaxpr")
 # These hold how two numbers are combined, which is no program of their operands.
 _REDUCTIONS = ("reduce", "reduce_window")
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]]:
-    """The jaxpr that an equation holds, and its constants."""
+    """The jaxpr that an equation holds, or that it is put together from, and its constants."""
+    if eqn.primitive.name in COMPOSED:
+        avals: list[Any] = [atom.aval for atom in eqn.invars]
+        shapes = tuple((aval.shape, aval.dtype) for aval in avals)
+        return jaxpr_and_constants(_composed(eqn.primitive.name, shapes, tuple(eqn.params.items())))
     for name in _INNER_JAXPR:
         if name in eqn.params:
             return jaxpr_and_constants(eqn.params[name])
     raise TypeError(f"`{eqn.primitive.name}` holds no jaxpr under a known name; it has {sorted(eqn.params)}.")
+
+
+@functools.cache
+def _composed(name: str, shapes: tuple[Any, ...], params: tuple[tuple[str, Any], ...]) -> ClosedJaxpr:
+    """Made once, because what is known of a value is looked up by its variable."""
+    return jax.make_jaxpr(functools.partial(COMPOSED[name], **dict(params)))(
+        *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
+    )
 
 
 def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
@@ -61,7 +88,8 @@ def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
 
     A call is known by what it holds and not by its name, so that calls of later versions of JAX are looked into too.
     """
-    if eqn.primitive.name in (*CONTROL, *_REDUCTIONS) or not any(name in eqn.params for name in _INNER_JAXPR):
+    name = eqn.primitive.name
+    if name in (*CONTROL, *_REDUCTIONS) or not (name in COMPOSED or any(key in eqn.params for key in _INNER_JAXPR)):
         return None
     jaxpr, constants = inner_jaxpr(eqn)
     return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune._jaxpr.coupling.forest import Labels
-from jaxprune._jaxpr.coupling.values import Choose, Labeling, Pending
+from jaxprune._jaxpr.coupling.values import Choose, Evidence, Labeling, Pending
 
 
 def by_split(split: Any) -> Choose:
@@ -20,13 +20,16 @@ def by_split(split: Any) -> Choose:
     if not callable(split) and split not in ("outer", "inner"):
         raise ValueError(f'`split` is "outer", "inner" or a callable that returns one of them; got {split!r}.')
 
-    def choose(labeling: Labeling, pending: Pending, left: list[int], right: list[int]) -> tuple[int, int] | None:
+    def choose(
+        labeling: Labeling, pending: Pending, left: list[int], right: list[int], evidence: Evidence
+    ) -> tuple[int, int] | None:
         sides = (pending.inputs, pending.outputs)
+        left, right = (_apart(labeling, side, free) for side, free in zip(sides, (left, right), strict=True))
         prunable = [
             [i for i in free if labeling.forest.tags(side[i]).any()]
             for side, free in zip(sides, (left, right), strict=True)
         ]
-        if not prunable[0] and not prunable[1]:
+        if not any(prunable):
             return None
 
         def outermost() -> bool:
@@ -40,6 +43,7 @@ def by_split(split: Any) -> Choose:
         def among(candidates: list[int]) -> int:
             return candidates[0] if len(candidates) == 1 or outermost() else candidates[-1]
 
+        wishes = evidence == "result" or (evidence == "operand" and bool(prunable[0]))
         for flip in (False, True):
             (one, many), (one_free, many_free) = (sides[::-1], (right, left)) if flip else (sides, (left, right))
             if len(one) == 1 and len(one_free) == 1:
@@ -47,15 +51,23 @@ def by_split(split: Any) -> Choose:
                 prunable_many = prunable[0 if flip else 1]
                 if len(fitting) == 1:
                     chosen = fitting[0]
+                elif not wishes:
+                    return None
                 elif flip and prunable_many:
                     # A merge takes the axis that holds parameters, and not one that only the program makes.
                     chosen = among(prunable_many)
                 else:
                     chosen = among(many_free)
                 return (chosen, 0) if flip else (0, chosen)
-        return among(prunable[0] or left), among(prunable[1] or right)
+        return (among(prunable[0] or left), among(prunable[1] or right)) if wishes else None
 
     return choose
+
+
+def _apart(labeling: Labeling, side: Sequence[Labels], free: list[int]) -> list[int]:
+    """The axes whose positions are not all tied to each other, if there are any: only those have units to choose."""
+    apart = [i for i in free if len(np.unique(labeling.forest.find(side[i]))) > 1]
+    return apart or free
 
 
 def fits(flat: np.ndarray, side: Sequence[Labels], candidates: list[int]) -> list[int]:
@@ -79,7 +91,10 @@ def by_removal(kept_tag: int = 1) -> Choose:
       kept_tag: Tags above it mark removed positions; equal tags are removed together.
     """
 
-    def choose(labeling: Labeling, pending: Pending, left: list[int], right: list[int]) -> tuple[int, int] | None:
+    def choose(
+        labeling: Labeling, pending: Pending, left: list[int], right: list[int], evidence: Evidence
+    ) -> tuple[int, int] | None:
+        del evidence
         sides = (pending.inputs, pending.outputs)
         marked = [
             [i for i in free if (labeling.forest.tags(side[i]) > kept_tag).any()]

@@ -8,7 +8,7 @@ from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.forest import Labels
 from jaxprune._jaxpr.coupling.values import Holds, Labeling, Leaf, Value
-from jaxprune._jaxpr.primitives import CALLS, inner_jaxpr, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import CALLS, COMPOSED, inner_jaxpr, scan_operands, while_operands
 from jaxprune._jaxpr.walker import jaxpr_and_constants
 
 
@@ -64,7 +64,8 @@ def scan(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 def _stacked(value: Value, along: Labels) -> Value:
     """What each step of a loop gives, of all steps."""
-    return value.replace(axes=(along, *value.axes), holds=(Holds.UNKNOWN, *value.holds), const=None, leaf=None)
+    holds = (Holds.UNKNOWN, *value.holds)
+    return value.replace(axes=(along, *value.axes), holds=holds, const=None, leaf=None, known=None)
 
 
 def _note_stacks(labeling: Labeling, scanned: Sequence[Value]) -> None:
@@ -77,7 +78,7 @@ def _note_stacks(labeling: Labeling, scanned: Sequence[Value]) -> None:
 
 def _slice(value: Value) -> Value:
     leaf = value.leaf and Leaf(value.leaf.index, value.leaf.axes[1:])
-    return value.replace(axes=value.axes[1:], holds=value.holds[1:], leaf=leaf, const=None)
+    return value.replace(axes=value.axes[1:], holds=value.holds[1:], leaf=leaf, const=None, known=None)
 
 
 def _fixed_point(
@@ -88,7 +89,7 @@ def _fixed_point(
     Returns the carry and the body's other outputs.
     """
     labeling.used |= dict.fromkeys(value.leaf.index for value in carry if value.leaf is not None)
-    before = [value.replace(const=None, leaf=None, summed=(), positions=None) for value in carry]
+    before = [value.replace(const=None, leaf=None, summed=(), positions=None, known=None) for value in carry]
     noted = (labeling.terms, labeling.pending, labeling.choices)
     counts = [len(notes) for notes in noted]
     while True:
@@ -117,11 +118,11 @@ def _either(labeling: Labeling, *values: Value) -> Value:
         for a, b in zip(first.axes, other.axes, strict=True):
             labeling.forest.union(a, b)
     holds = tuple(map(max, *(value.holds for value in values))) if len(values) > 1 else first.holds
-    return first.replace(holds=holds, const=None, leaf=None, summed=(), positions=None)
+    return first.replace(holds=holds, const=None, leaf=None, summed=(), positions=None, known=None)
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(CALLS, call),
+    **dict.fromkeys((*CALLS, *COMPOSED), call),
     "cond": cond,
     "while": while_loop,
     "scan": scan,

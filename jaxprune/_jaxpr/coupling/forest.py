@@ -87,7 +87,8 @@ class Forest:
             first, second = first[:1], second[:1]
         while True:
             a, b = self.find(first), self.find(second)
-            apart = a != b
+            # Of what is kept on either side each keeps its own reason.
+            apart = (a != b) & ((self.reason[a] == 0) | (self.reason[b] == 0))
             if not apart.any():
                 return
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]

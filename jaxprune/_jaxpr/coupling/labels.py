@@ -1,7 +1,8 @@
 """Which positions of which axes live and die together: one rule per primitive.
 
-The rules of contractions and of arithmetic are here, those that move axes in `regroup`, those that hold jaxprs in
-`control`. A primitive without a rule freezes what it touches and is reported by name.
+The rules of contractions and of arithmetic are here, those that move axes in `regroup`, those that
+index them in `indexing`, those that hold jaxprs in `control`. A primitive without a rule freezes what it touches and is
+reported by name.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction, grouping
-from jaxprune._jaxpr.coupling import control, regroup
+from jaxprune._jaxpr.coupling import control, indexing, integers, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
 from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Leaf, Pending, Term, Value, labelled
 from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
@@ -52,7 +53,11 @@ def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value
                 labeling.used.setdefault(operand.leaf.index)
             if labeling.scan == 0 and name not in _KEEPS_LAYERS:
                 labeling.escaped += operand.axes
-    return RULES.get(name, unknown)(labeling, eqn, *operands)
+    outputs = RULES.get(name, unknown)(labeling, eqn, *operands)
+    known = [operand.known for operand in operands if operand.known is not None]
+    if len(known) == len(operands) and (result := integers.evaluate(eqn, known)) is not None:
+        return [outputs[0].replace(known=result)]
+    return outputs
 
 
 def unknown(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
@@ -130,7 +135,7 @@ def _holds_zero(name: str, eqn: JaxprEqn, operands: Sequence[Value], axis: int) 
         return any(holds)
     if name in ("div", "rem"):
         return holds[0]
-    if name in ("add", "sub", "add_any", "or", "xor"):
+    if name in ("add", "sub", "add_any", "or", "xor", "complex"):
         return all(holds)
     if name in ("max", "min"):
         sign = 1 if name == "min" else -1
@@ -343,6 +348,7 @@ def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **regroup.RULES,
+    **indexing.RULES,
     **control.RULES,
     "dot_general": contract,
     "conv_general_dilated": convolve,

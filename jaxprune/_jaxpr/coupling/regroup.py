@@ -1,4 +1,4 @@
-"""Label rules of primitives that move, split, merge, cut or index axes."""
+"""Label rules of primitives that move, split, merge or cut axes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
-from jaxprune._jaxpr.coupling.values import Holds, Labeling, Leaf, Pending, Value, labelled
+from jaxprune._jaxpr.coupling.values import Evidence, Holds, Labeling, Leaf, Pending, Value, labelled
 from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.walker import shape_of
 
@@ -69,6 +69,7 @@ def reshape(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
         return [labeling.fresh(after)]
     for left, right in factors(before, after):
         inputs = [operand.axes[a] for a in left]
+        _keep_made_axes(labeling, eqn, operand, left)
         if not right:
             forest.freeze(inputs[0], "an axis of one is dropped")
         elif not left:
@@ -94,6 +95,27 @@ def _merged(labeling: Labeling, operand: Value, axes: Sequence[int]) -> Holds:
     return Holds.VARIED if most is Holds.EQUAL and len(axes) > 1 else most
 
 
+def _keep_made_axes(labeling: Labeling, eqn: JaxprEqn, operand: Value, merged: Sequence[int]) -> None:
+    """Keeps axes that the program makes whole where they merge with one that holds 0 where it is removed.
+
+    The merged axis then holds 0 too: the two halves of rotated pairs, stacked and merged, are summed over later.
+    """
+    forest = labeling.forest
+    is_zero = [held is Holds.ZERO for held in operand.holds]
+    if labeling.exact and any(is_zero[a] and not forest.all_frozen(operand.axes[a]) for a in merged):
+        for axis in merged:
+            if not is_zero[axis] and not _may_hold_parameters(labeling, operand.axes[axis]):
+                forest.freeze(operand.axes[axis], f"'{eqn.primitive.name}' merges it with an axis of a parameter")
+
+
+def _may_hold_parameters(labeling: Labeling, labels: Labels) -> bool:
+    """Whether some positions are tied to a parameter's, or to an axis of which this is yet to be decided."""
+    forest, roots = labeling.forest, labeling.forest.find(labels)
+    return bool(forest.tags(labels).any()) or any(
+        np.isin(forest.find(axis), roots).any() for p in labeling.pending for axis in (*p.inputs, *p.outputs)
+    )
+
+
 def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: list[int]) -> list[Labels]:
     forest = labeling.forest
     free = [i for i, labels in enumerate(inputs) if not forest.all_frozen(labels)]
@@ -114,19 +136,18 @@ def _spread(side: Sequence[Labels], chosen: int) -> Labels:
 
 
 def decide_pending(labeling: Labeling) -> None:
-    """Decides all pending regroupings: first those with one answer, then the others in program order."""
-    waiting = labeling.pending
-    moved = True
-    while moved:
-        while moved:
-            rest = [p for p in waiting if not _decided(labeling, p, force=False)]
-            moved, waiting = len(rest) < len(waiting), rest
-        rest = [p for p in waiting if not _decided(labeling, p, force=True)]
-        moved, waiting = len(rest) < len(waiting), rest
+    """Decides all pending regroupings: those with one answer before those that need a choice, each in program order."""
+    grounds: tuple[Evidence | None, ...] = (None, "labels", "operand", "result")
+    waiting, place = labeling.pending, 0
+    while place < len(grounds):
+        rest = [p for p in waiting if not _decided(labeling, p, grounds[place])]
+        # What was decided may leave only one answer to others.
+        place = 0 if len(rest) < len(waiting) else place + 1
+        waiting = rest
     labeling.pending = waiting
 
 
-def _decided(labeling: Labeling, pending: Pending, force: bool) -> bool:
+def _decided(labeling: Labeling, pending: Pending, evidence: Evidence | None) -> bool:
     forest = labeling.forest
     sides = (pending.inputs, pending.outputs)
     free = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
@@ -139,9 +160,9 @@ def _decided(labeling: Labeling, pending: Pending, force: bool) -> bool:
     if len(free[0]) == len(free[1]) == 1:
         _join(forest, pending, free[0][0], free[1][0])
         return True
-    if not force:
+    if evidence is None:
         return False
-    chosen = labeling.choose(labeling, pending, free[0], free[1])
+    chosen = labeling.choose(labeling, pending, free[0], free[1], evidence)
     if chosen is None:
         return False
     _join(forest, pending, *chosen)
@@ -223,86 +244,8 @@ def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[
 def reverse(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """`rev`: reverses the label arrays."""
     turned = eqn.params["dimensions"]
-    return [operand.replace(axes=tuple(x[::-1] if a in turned else x for a, x in enumerate(operand.axes)), leaf=None)]
-
-
-def gather(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value) -> list[Value]:
-    """Axes taken whole pass, indexed ones freeze, index axes become axes of the result."""
-    forest, numbers, sizes = labeling.forest, eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    shape = shape_of(eqn.outvars[0])
-    axes: list[Any] = [None] * len(shape)
-    holds = [Holds.UNKNOWN] * len(shape)
-    forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
-    batch_out = [a for a in range(len(shape)) if a not in numbers.offset_dims]
-    for out, labels, held in zip(batch_out, indices.axes[:-1], indices.holds[:-1], strict=True):
-        axes[out], holds[out] = labels, max(held, Holds.EQUAL)
-    for axis, index_axis in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
-        forest.union(operand.axes[axis], indices.axes[index_axis])
-        holds[batch_out[index_axis]] = Holds.ZERO if operand.holds[axis] is Holds.ZERO else Holds.UNKNOWN
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    for axis in numbers.collapsed_slice_dims:
-        forest.freeze(operand.axes[axis], "'gather' indexes it")
-    windows = [a for a in range(len(operand.axes)) if a not in gone]
-    for out, axis in zip(numbers.offset_dims, windows, strict=True):
-        if sizes[axis] == len(operand.axes[axis]) and axis not in numbers.start_index_map:
-            axes[out], holds[out] = operand.axes[axis], operand.holds[axis]
-        else:
-            forest.freeze(operand.axes[axis], "'gather' indexes it")
-            axes[out] = forest.frozen(shape[out], "'gather' indexes it")
-    return [labelled(axes, holds)]
-
-
-def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, updates: Value) -> list[Value]:
-    """Axes written whole pass, indexed ones freeze."""
-    forest, numbers, name = labeling.forest, eqn.params["dimension_numbers"], eqn.primitive.name
-    holds = [Holds.UNKNOWN] * len(operand.axes)
-    forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    for axis in numbers.inserted_window_dims:
-        forest.freeze(operand.axes[axis], f"'{name}' indexes it")
-    windows = [a for a in range(len(operand.axes)) if a not in gone]
-    for update_axis, axis in zip(numbers.update_window_dims, windows, strict=True):
-        whole = len(updates.axes[update_axis]) == len(operand.axes[axis])
-        if whole and axis not in numbers.scatter_dims_to_operand_dims:
-            forest.union(updates.axes[update_axis], operand.axes[axis])
-            if (operand.holds[axis] is Holds.ZERO or operand.const == 0) and updates.holds[update_axis] is Holds.ZERO:
-                holds[axis] = Holds.ZERO
-        else:
-            forest.freeze(updates.axes[update_axis], f"'{name}' indexes it")
-            forest.freeze(operand.axes[axis], f"'{name}' indexes it")
-    rows = [a for a in range(len(updates.axes)) if a not in numbers.update_window_dims]
-    for axis, labels in zip(rows, indices.axes[:-1], strict=True):
-        forest.freeze(updates.axes[axis], f"'{name}' indexes it")
-        forest.freeze(labels, f"'{name}' indexes it")
-    for axis, index_axis in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
-        forest.union(operand.axes[axis], indices.axes[index_axis])
-    return [labelled(operand.axes, holds)]
-
-
-def dynamic_slice(labeling: Labeling, eqn: JaxprEqn, operand: Value, *starts: Value) -> list[Value]:
-    """Axes taken whole pass."""
-    axes = []
-    for labels, size in zip(operand.axes, eqn.params["slice_sizes"], strict=True):
-        if size == len(labels):
-            axes.append(labels)
-        else:
-            labeling.forest.freeze(labels, "'dynamic_slice' indexes it")
-            axes.append(labeling.forest.frozen(size, "'dynamic_slice' indexes it"))
-    return [labelled(axes, operand.holds)]
-
-
-def dynamic_update_slice(
-    labeling: Labeling, eqn: JaxprEqn, operand: Value, update: Value, *starts: Value
-) -> list[Value]:
-    """Axes written whole pass."""
-    for ours, theirs in zip(operand.axes, update.axes, strict=True):
-        if len(ours) == len(theirs):
-            labeling.forest.union(ours, theirs)
-        else:
-            labeling.forest.freeze(ours, "'dynamic_update_slice' indexes it")
-            labeling.forest.freeze(theirs, "'dynamic_update_slice' indexes it")
-    holds = [max(Holds.ZERO if operand.const == 0 else a, b) for a, b in zip(operand.holds, update.holds, strict=True)]
-    return [labelled(operand.axes, holds)]
+    axes = tuple(labels[::-1] if axis in turned else labels for axis, labels in enumerate(operand.axes))
+    return [operand.replace(axes=axes, leaf=None, known=None)]
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
@@ -315,9 +258,4 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "split": split,
     "pad": pad,
     "rev": reverse,
-    "gather": gather,
-    **dict.fromkeys("scatter scatter-add scatter_add scatter-mul scatter_mul".split(), scatter),
-    **dict.fromkeys("scatter-min scatter_min scatter-max scatter_max scatter_sub scatter-sub".split(), scatter),
-    "dynamic_slice": dynamic_slice,
-    "dynamic_update_slice": dynamic_update_slice,
 }

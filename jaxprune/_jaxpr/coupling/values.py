@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jaxtyping import Shaped
 
+from jaxprune._jaxpr.coupling import integers
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
 from jaxprune._jaxpr.walker import Rule, source_of, walk
 
@@ -55,6 +57,7 @@ class Value:
       leaf: The parameter it is, if it is one.
       summed: Labels of the axes that a sum has removed, for a later division by their count.
       positions: Labels of the axis whose positions its numbers are: of what `iota` counts, or `top_k` chose from.
+      known: The integers that it holds, if they depend on no argument.
     """
 
     axes: tuple[Labels, ...]
@@ -63,6 +66,7 @@ class Value:
     leaf: Leaf | None = None
     summed: tuple[Labels, ...] = ()
     positions: Labels | None = None
+    known: Shaped[np.ndarray, "..."] | None = None
 
     def replace(self, **changes: Any) -> Value:
         """A copy with some fields replaced."""
@@ -133,7 +137,11 @@ class Choice:
     source: str
 
 
-Choose: TypeAlias = Callable[["Labeling", Pending, list[int], list[int]], tuple[int, int] | None]
+Evidence: TypeAlias = Literal["labels", "operand", "result"]
+"""What decides a regrouping: labels that leave one way, else the wish of the user, first where the operand holds
+parameters and then also where the result alone does, as where a constant is brought into shape."""
+
+Choose: TypeAlias = Callable[["Labeling", Pending, list[int], list[int], Evidence], tuple[int, int] | None]
 
 
 @dataclasses.dataclass
@@ -143,8 +151,8 @@ class Labeling:
     Attributes:
       forest: Which labels are joined.
       visit: Labels the outputs of an equation.
-      choose: Decides a pending regrouping, given the axes of either side that are not frozen: the indices of the
-        operand's and the result's axis that correspond, or `None` to leave it undecided.
+      choose: Decides a pending regrouping, given the axes of either side that are not frozen, and on what evidence: the
+        indices of the operand's and the result's axis that correspond, or `None` to leave it undecided.
       exact: Whether what a sum or a maximum takes in at removed positions must be known.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
       times: Product of the lengths of the enclosing scans.
@@ -184,7 +192,8 @@ class Labeling:
 
     def literal(self, value: Any) -> Value:
         """The value of a literal or a constant."""
-        return self.fresh(np.shape(value), Holds.VARIED).replace(const=scalar(value))
+        found = self.fresh(np.shape(value), Holds.VARIED)
+        return found.replace(const=scalar(value), known=integers.known(value))
 
     def require(self, eqn: JaxprEqn, labels: Labels, holds: Holds) -> None:
         """Freezes an axis that an equation ends, if what is removed of it would count and is not known."""

@@ -18,7 +18,8 @@ from jax.extend.core import JaxprEqn
 from jaxprune._jaxpr.coupling.values import Holds, Value
 from jaxprune._jaxpr.primitives import ELEMENTWISE, factors
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Part, Region, kept_of
-from jaxprune._jaxpr.shrinking.rules import cut, padding
+from jaxprune._jaxpr.shrinking.indexing import cut
+from jaxprune._jaxpr.shrinking.rules import padding
 from jaxprune._jaxpr.walker import bind, shape_of
 
 

@@ -12,8 +12,8 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
-from jaxprune._jaxpr.primitives import inner_jaxpr, scan_operands, while_operands
-from jaxprune._jaxpr.shrinking import derivatives
+from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, scan_operands, while_operands
+from jaxprune._jaxpr.shrinking import derivatives, indexing
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept, kept_of
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
 
@@ -40,38 +40,6 @@ def split(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
     return bind(eqn, operand, sizes=tuple(evaluation.shape(out)[axis] for out in eqn.outvars))
 
 
-def slices(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
-    """`slice`: the kept positions among those it takes."""
-    return [cut(evaluation, eqn, operand, *map(evaluation.kept_axes, (eqn.invars[0], eqn.outvars[0])))]
-
-
-def cut(
-    evaluation: Evaluation, eqn: JaxprEqn, operand: Any, have: Sequence[Kept | None], want: Sequence[Kept | None]
-) -> Any:
-    """What a `slice` takes, given which positions of each axis the operand has and which the result."""
-    starts, limits = list(eqn.params["start_indices"]), list(eqn.params["limit_indices"])
-    strides = list(eqn.params["strides"] or (1,) * len(starts))
-    picks: dict[int, np.ndarray] = {}
-    for axis, (kept, out) in enumerate(zip(have, want, strict=True)):
-        if kept is None:
-            continue
-        chosen = np.arange(shape_of(eqn.outvars[0])[axis]) if out is None else out.indices
-        picks[axis] = _positions(kept, starts[axis] + strides[axis] * chosen)
-        starts[axis], limits[axis], strides[axis] = 0, operand.shape[axis], 1
-    (rest,) = bind(eqn, operand, start_indices=tuple(starts), limit_indices=tuple(limits), strides=tuple(strides))
-    for axis, indices in picks.items():
-        rest = evaluation.take_axis(rest, indices, axis)
-    return rest
-
-
-def _positions(kept: Kept, wanted: np.ndarray) -> np.ndarray:
-    """Where the wanted positions of the whole axis are among the kept ones."""
-    if kept.indices.ndim == 1:
-        return np.searchsorted(kept.indices, wanted)
-    rows = np.broadcast_to(wanted, (len(kept.indices), wanted.shape[-1]))
-    return np.stack([np.searchsorted(have, want) for have, want in zip(kept.indices, rows, strict=True)])
-
-
 def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
     """As many padded positions as stay."""
     return bind(eqn, operand, fill, padding_config=padding(eqn, evaluation.kept_axes(eqn.outvars[0])))
@@ -90,20 +58,6 @@ def padding(eqn: JaxprEqn, taken: Sequence[Kept | None]) -> tuple[Sequence[Any],
             raise ValueError("'pad' adds other counts in each layer of a scan. Leave these units out with `protect=`.")
         config[axis] = (int(before.max()), int(kept.count - inside.max()), 0)
     return tuple(config)
-
-
-def gather(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, indices: Any) -> Sequence[Any]:
-    """Whole slices of smaller axes."""
-    sizes = tuple(
-        size if kept is None else kept.count
-        for size, kept in zip(eqn.params["slice_sizes"], evaluation.kept_axes(eqn.invars[0]), strict=True)
-    )
-    return bind(eqn, operand, indices, slice_sizes=sizes)
-
-
-def dynamic_slice(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, *starts: Any) -> Sequence[Any]:
-    """Whole slices of smaller axes."""
-    return bind(eqn, operand, *starts, slice_sizes=evaluation.shape(eqn.outvars[0]))
 
 
 def convolve(evaluation: Evaluation, eqn: JaxprEqn, image: Any, kernel: Any) -> Sequence[Any]:
@@ -261,17 +215,15 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
     "broadcast_in_dim": broadcast,
     "reshape": reshape,
     "split": split,
-    "slice": slices,
     "pad": pad,
-    "gather": gather,
-    "dynamic_slice": dynamic_slice,
+    **indexing.RULES,
     "conv_general_dilated": convolve,
     "div": divide,
     "top_k": top_k,
 }
 # Their operands and results carry what is held at removed positions.
 NESTED: dict[str, Callable[..., Sequence[Any]]] = {
-    **dict.fromkeys(("jit", "closed_call"), call),
+    **dict.fromkeys(("jit", "closed_call", *COMPOSED), call),
     "remat2": remat,
     "cond": cond,
     "while": while_loop,

@@ -1,0 +1,203 @@
+"""Primitives that code written elsewhere is full of: what they tie together, shrink, count and multiply."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo.case import compare, floats, kernels, randomised, size, unit_masks
+
+import jaxprune
+from jaxprune._masks import masking
+from jaxprune.structured._coupling import couple
+from jaxprune.structured._shrink import shrink
+
+pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
+
+
+def data(*shape, seed=5):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def filled(argument):
+    """Random numbers for a shape; arrays as they are."""
+    return data(*argument.shape) if isinstance(argument, jax.ShapeDtypeStruct) else argument
+
+
+def shrunk_groups(fun, params, *args, **options):
+    """The slices of each group by its width, once the shrunk model has been found equal to the masked one."""
+    coupling = couple(fun, params, *args, **options)
+    params, args = randomised(params), tuple(map(filled, args))
+    masks = unit_masks(coupling, params)
+    small, small_params, _ = shrink(fun, params, masks, coupling)
+    assert size(small_params) < size(params)
+    compare(jax.jit(small)(small_params, *args), fun(masking.apply(params, masks), *args), 1e-5)
+    return [(group.width, {f"{m.path}[{m.axis}]" for m in group.members}) for group in coupling.groups]
+
+
+def attention(q, k, v, out):
+    weights = jax.nn.softmax(jnp.einsum("bqhk,bshk->bhqs", q, k))
+    return jnp.einsum("bhqs,bshk,hkd->bqd", weights, v, out)
+
+
+def with_stacked_kernels(p, x):
+    return attention(*jnp.unstack(jnp.einsum("btd,ndhk->nbthk", x, jnp.stack([p["q"], p["k"], p["v"]]))), p["o"])
+
+
+def with_an_unstacked_kernel(p, x):
+    return attention(*(jnp.einsum("btd,dhk->bthk", x, kernel) for kernel in jnp.unstack(p["qkv"])), p["o"])
+
+
+SEPARATE = kernels(q=(6, 4, 2), k=(6, 4, 2), v=(6, 4, 2), o=(4, 2, 6))
+FUSED = kernels(qkv=(3, 6, 4, 2), o=(4, 2, 6))
+
+
+@pytest.mark.parametrize(
+    ("fun", "params", "members"),
+    [(with_stacked_kernels, SEPARATE, ("q", "k", "v")), (with_an_unstacked_kernel, FUSED, ("qkv",))],
+    ids=["stack", "unstack"],
+)
+def test_attention_keeps_its_units_behind_stack_and_unstack(fun, params, members):
+    heads, widths = shrunk_groups(fun, params, floats(2, 3, 6))
+    first = len(params["q"].shape if "q" in params else params["qkv"].shape) - 2
+    assert heads == (4, {*(f"{name}[{first}]" for name in members), "o[0]"})
+    assert widths == (2, {*(f"{name}[{first + 1}]" for name in members), "o[1]"})
+
+
+def test_stacked_kernels_have_their_layouts_products_and_statistics():
+    x = data(2, 3, 6)
+    gram = jnp.einsum("bti,btj->ij", x, x) / 6
+    got = jaxprune.layout(with_stacked_kernels, SEPARATE, x)
+    assert {path: axes.inputs for path, axes in got.axes.items()} == {"q": (0,), "k": (0,), "v": (0,), "o": (0, 1)}
+    assert jaxprune.layout(with_an_unstacked_kernel, FUSED, x).axes["qkv"].stacked == (0,)
+    each = 2 * 3 * 6 * 8
+    by_leaf = {"q": each, "k": each, "v": each, "o": each, "": 2 * 2 * 3 * 3 * 8}
+    assert jaxprune.macs(with_stacked_kernels, SEPARATE, x).by_leaf == by_leaf
+    by_leaf = {"qkv": 3 * each, "o": each, "": 2 * 2 * 3 * 3 * 8}
+    assert jaxprune.macs(with_an_unstacked_kernel, FUSED, x).by_leaf == by_leaf
+    measured = jaxprune.calibrate(with_stacked_kernels, randomised(SEPARATE), [x], statistic="gram")
+    for name in "qkv":
+        np.testing.assert_allclose(measured[name].mean, gram, rtol=1e-5)
+    measured = jaxprune.calibrate(with_an_unstacked_kernel, randomised(FUSED), [x], statistic="gram")
+    np.testing.assert_allclose(measured["qkv"].mean, jnp.stack([gram] * 3), rtol=1e-5)
+
+
+def test_kernels_that_are_pruned_in_order_may_be_stacked_and_unstacked():
+    def fun(p, x):
+        first, second = jnp.unstack(p["both"])
+        return jnp.einsum("bi,nij->bj", jnp.tanh(x @ first) @ second, jnp.stack([p["left"], p["right"]]))
+
+    params = randomised(kernels(both=(2, 4, 4), left=(4, 4), right=(4, 4)))
+    _, masks = jaxprune.sparsegpt(fun, params, [data(3, 4)], 0.5)
+    assert {name: float(mask.mean()) for name, mask in masks.items()} == dict.fromkeys(params, 0.5)
+
+
+def test_products_are_shared_among_the_leaves_of_a_concatenation_and_go_to_a_kernel_before_its_scale():
+    def fun(p, x):
+        both = jnp.concatenate([p["narrow"], p["wide"]], 1)
+        return (x @ both) @ (p["scale"] * p["last"])
+
+    params = kernels(narrow=(4, 2), wide=(4, 6), last=(8, 3), scale=(8, 1))
+    assert jaxprune.macs(fun, params, floats(5, 4)).by_leaf == {"narrow": 40, "wide": 120, "last": 120}
+
+
+def angles(x, repeat=1):
+    """Cosines and sines for pairs of `(batch, time, heads, width)`."""
+    width = x.shape[-1] // 2
+    turns = jnp.arange(x.shape[1])[:, None] / 100 ** (jnp.arange(width) / width)
+    return [jnp.repeat(f(turns)[None, :, None], repeat, -1) for f in (jnp.cos, jnp.sin)]
+
+
+def turned(a, b, cos, sin):
+    return a * cos - b * sin, b * cos + a * sin
+
+
+def by_stack(x):
+    cos, sin = angles(x, 2)
+    return x * cos + jnp.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape) * sin
+
+
+def by_reshape_and_stack(x):
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return jnp.stack(turned(pairs[..., 0], pairs[..., 1], *angles(x)), -1).reshape(x.shape)
+
+
+def by_new_axes(x):
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    parts = turned(pairs[..., 0], pairs[..., 1], *angles(x))
+    return jnp.concatenate([part[..., None] for part in parts], -1).reshape(x.shape)
+
+
+def by_strided_sets(x):
+    even, odd = turned(x[..., ::2], x[..., 1::2], *angles(x))
+    return jnp.zeros_like(x).at[..., ::2].set(even).at[..., 1::2].set(odd)
+
+
+def by_complex_numbers(x):
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    z = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * jax.lax.complex(*angles(x))
+    return jnp.stack([jnp.real(z), jnp.imag(z)], -1).reshape(x.shape)
+
+
+def by_a_complex_view(x):
+    return (x.view(jnp.complex64) * jax.lax.complex(*angles(x))).view(jnp.float32)
+
+
+def by_halves(x):
+    return jnp.concatenate(turned(*jnp.split(x, 2, -1), *angles(x)), -1)
+
+
+def by_halves_of_a_reshape(x):
+    halves = x.reshape(*x.shape[:-1], 2, -1)
+    return jnp.stack(turned(halves[..., 0, :], halves[..., 1, :], *angles(x)), -2).reshape(x.shape)
+
+
+ROTATIONS = {f.__name__: f for f in (by_stack, by_reshape_and_stack, by_new_axes, by_strided_sets, by_complex_numbers,
+                                     by_a_complex_view, by_halves, by_halves_of_a_reshape)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("split", "widths"), [("outer", [4]), ("inner", [3, 6])])
+def test_rotated_attention_has_its_heads_and_its_pairs(split, widths):
+    """All ways to rotate in one program, which compiles once."""
+
+    def fun(p, x):
+        total = 0.0
+        for name, rotate in ROTATIONS.items():
+            q, k, v = ((x @ p[name][part]).reshape(2, 3, 4, 6) for part in "qkv")
+            total = total + attention(rotate(q), rotate(k), v, p[name]["o"].reshape(4, 6, 5))
+        return total
+
+    params = {name: kernels(q=(5, 24), k=(5, 24), v=(5, 24), o=(24, 5)) for name in ROTATIONS}
+    members = [["q[1]", "k[1]", "v[1]", "o[0]"]] if split == "outer" else [["q[1]", "k[1]"], ["v[1]", "o[0]"]]
+    expected = [
+        (width, {f"{name}/{member}" for member in group})
+        for name in ROTATIONS
+        for width, group in zip(widths, members, strict=True)
+    ]
+    assert shrunk_groups(fun, params, floats(2, 3, 5), split=split) == expected
+
+
+def test_positions_that_the_program_knows_are_no_obstacle():
+    """Each kind of index reads or writes some channels of a layer, position i beside i + 4."""
+    swap = np.array([4, 5, 6, 7, 0, 1, 2, 3])
+
+    def fun(p, x):
+        y = jnp.tanh(x @ p["up"])
+        y = y + y[:, swap] * jnp.take(y, jnp.asarray(swap), axis=1)
+        y = y.at[:, 1:3].add(jax.lax.dynamic_slice_in_dim(y, 5, 2, 1)).at[:, ::3].set(y[:, ::3] * 2.0)
+        y = jax.lax.dynamic_update_slice_in_dim(y, y[:, :4] * y[:, 4:], 4, 1)
+        return y @ p["down"]
+
+    assert shrunk_groups(fun, kernels(up=(3, 8), down=(8, 3)), floats(2, 3)) == [(4, {"up[1]", "down[0]"})]
+
+
+def test_positions_of_another_order_in_each_layer_of_a_scan():
+    def layer(x, p):
+        y = jnp.tanh(x @ p["up"])
+        return x + (y[:, ::-1] * y[:, np.array([3, 2, 1, 0])]).at[:, jnp.arange(4)].set(y) @ p["down"], None
+
+    def fun(p, x):
+        return jax.lax.scan(layer, x, p)[0]
+
+    params = kernels(up=(3, 3, 4), down=(3, 4, 3))
+    assert couple(fun, params, floats(2, 3)).groups[0].layers == 3
+    assert shrunk_groups(fun, params, floats(2, 3)) == [(4, {"up[2]", "down[1]"})]
