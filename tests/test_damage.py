@@ -284,3 +284,38 @@ def test_a_plan_without_damage(tmp_path):
     assert repr(jaxprune.Plan.load(path)) == repr(PLAN)
     with_plan(path, lambda document: None)
     assert repr(jaxprune.Plan.load(path)) == repr(PLAN)
+
+
+# Packed masks
+
+
+PACKED = {
+    "a row less": lambda b, s: (b[:-1], s),
+    "a row more": lambda b, s: (np.concatenate([b, b[:1]]), s),
+    "a column less": lambda b, s: (b[..., :-1], s),
+    "a column more": lambda b, s: (np.concatenate([b, b[..., :1]], -1), s),
+    "flat": lambda b, s: (b.reshape(-1) if b.ndim > 1 else b[None], s),
+    "an axis more": lambda b, s: (b[..., None], s),
+    "half": lambda b, s: (b[: len(b) // 2], s),
+    "nothing": lambda b, s: (b[:0], s),
+    "signed": lambda b, s: (b.astype(np.int8), s),
+    "wide": lambda b, s: (b.astype(np.int32), s),
+    "floating": lambda b, s: (b.astype(np.float32), s),
+    "boolean": lambda b, s: (b.astype(bool), s),
+    "another size": lambda b, s: (b, (*s[:-1], s[-1] + 8)),
+    "a size less": lambda b, s: (b, (*s[:-1], max(s[-1] - 8, 1))),
+}
+SHAPES = [(5, 16), (3, 5), (16, 3), (20,)]
+
+
+@pytest.mark.wrong_types
+@pytest.mark.xfail(reason="`unpack` does not check its bits yet", strict=False)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("damage", PACKED.values(), ids=PACKED)
+def test_a_damaged_packed_mask(damage, shape):
+    mask = np.arange(np.prod(shape)).reshape(shape) % 3 == 0
+    packed = jaxprune.pack({"w": jnp.asarray(mask)})["w"]
+    assert np.array_equal(jaxprune.unpack({"w": packed})["w"], mask)
+    damaged = jaxprune.Packed(*damage(np.asarray(packed.bits), packed.shape))
+    with pytest.raises((ValueError, TypeError), match=r"bits|shape"):
+        jaxprune.unpack({"w": damaged})

@@ -1,14 +1,17 @@
 """The demo, its data and the command line, small."""
 
 import gzip
+import io
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import jaxprune
 from jaxprune import _cli
-from jaxprune._demo import data
+from jaxprune._demo import data, pictures, publishing
 from jaxprune._demo.main import Settings, run
+from jaxprune._demo.publishing import Result
 
 pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
 
@@ -71,10 +74,47 @@ def test_the_demo_prunes_shrinks_and_writes_its_files(tmp_path):
     assert left["var-large+mean", 0.25].accuracy > left["var-large", 0.25].accuracy + 0.1
     assert left["var-small+mean", 0.25].macs < 0.7 * dense.macs
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "## global at 90 %" in text
+    assert "<summary>global at 90 %</summary>" in text
     assert "| sparsity |  | 90.00 % | asked for 90.00 % |" in text
     for name in ("accuracy.png", "masks.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def results(names):
+    """Of strategies that keep a quarter of the weights of a small layer, however much was asked for."""
+    kernel = {"hidden": {"kernel": np.arange(1.0, 17.0, dtype=np.float32).reshape(4, 4)}}
+    masks = {"hidden": {"kernel": np.arange(16).reshape(4, 4) >= 12}}
+
+    def fun(params, x):
+        return x @ params["hidden"]["kernel"]
+
+    found = jaxprune.report((fun, kernel), (fun, kernel), np.eye(4, dtype=np.float32), np.arange(4), masks=masks)
+    return [Result(name, 0.5, found, masks["hidden"]["kernel"], "a note") for name in names]
+
+
+def test_the_table_fits_a_terminal_and_the_report_begins_with_it(tmp_path, monkeypatch):
+    curves = {}
+    monkeypatch.setattr(pictures, "draw_accuracy", lambda points, dense, path: curves.update(points))
+    names = ["var-large+mean", "2:4", "1:4", *(f"strategy {i}" for i in range(12))]
+    images = np.zeros((4, 8, 8, 1), np.float32)
+    held_out = data.Images("digits", images, np.arange(4), images, np.arange(4))
+    console = Console(width=80, record=True, file=io.StringIO())
+    publishing.publish(console, held_out, results(names), {"2:4": "n:m", "1:4": "n:m"}, tmp_path)
+    text = console.export_text()
+    assert "strategy sparsity accuracy change recall F1 weights KiB" in " ".join(text.split())
+    assert "…" not in text
+    assert curves["var-large+mean"] == [(0.75, 0.25)]  # at the weights that are gone, not at what was asked for
+    assert len(curves["n:m"]) == 2
+    report = (tmp_path / "report.md").read_text()
+    assert report.index("| var-large+mean | 75.00 |") < report.index("<details>") < 3000
+    assert report.count("<details>") == len(names)
+
+
+def test_no_two_lines_of_the_picture_look_alike(tmp_path):
+    assert len(set(pictures.looks(40))) == 40
+    assert len({colour for colour, _ in pictures.looks(20)}) == 20
+    pictures.draw_accuracy({str(i): [(0.5, 0.9), (0.7, 0.8)] for i in range(14)}, 0.95, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):

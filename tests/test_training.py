@@ -225,6 +225,7 @@ def test_what_is_in_the_way_is_named_before_anything_is_trained(name, is_folder,
     assert (way / "mine" if is_folder else way).read_text() == "mine"
 
 
+@pytest.mark.wrong_types
 def test_odd_leaves_are_resumed(tmp_path):
     """NaN in a statistic, a random key, leaves without elements, bfloat16, and what is not an array."""
     dense = {
@@ -239,10 +240,10 @@ def test_odd_leaves_are_resumed(tmp_path):
     odd = trainer(
         init=lambda params, masks: trainer().init(*({k: t[k] for k in DENSE} for t in (params, masks))), step=odd_step
     )
-    run = {"epochs": 1, "folder": tmp_path}
-    where = lambda path, leaf: path == "w"  # noqa: E731
-    strategy = functools.partial(jaxprune.magnitude, where=where)
-    first, again = (jaxprune.prune_retrain(dense, strategy, odd, targets.AtSparsity(0.75, 2), **run) for _ in range(2))
+    run = {"epochs": np.int64(1), "folder": tmp_path}
+    strategy = functools.partial(jaxprune.magnitude, where=lambda path, leaf: path in ("w", "empty"))
+    target = targets.AtSparsity(np.float32(0.75), 2)  # numbers of NumPy are as good
+    first, again = (jaxprune.prune_retrain(dense, strategy, odd, target, **run) for _ in range(2))
     assert again.history == first.history
     assert again.params["name"] == "model"
     assert again.params["empty"].shape == (0, 4)

@@ -12,17 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from jaxprune import _strategies, budgets, filters, patterns, structured
 from jaxprune import scores as scoring
 from jaxprune._calibration._calibrate import calibrate
-from jaxprune._demo import classifier, pictures
+from jaxprune._demo import classifier, publishing
 from jaxprune._demo.data import Images, digits, fashion_mnist
-from jaxprune._evaluation._report import Evaluation, Report, report
+from jaxprune._demo.publishing import Result
+from jaxprune._evaluation._report import Report, report
 from jaxprune._masks import masking
 from jaxprune._transforms import gradual, masks_of
 from jaxprune.structured._coupling import Coupling, couple
@@ -78,24 +77,6 @@ class Task(NamedTuple):
     retrain: int
 
 
-class Result(NamedTuple):
-    """One pruned model.
-
-    Attributes:
-      strategy: Its name.
-      asked: The sparsity asked for.
-      report: Before and after, on the held-out images.
-      picture: Of the hidden layer: its mask, or for a frequency mask the pruned kernel itself, which has no zeros.
-      note: Another finding, in words.
-    """
-
-    strategy: str
-    asked: float
-    report: Report
-    picture: np.ndarray
-    note: str = ""
-
-
 def run(settings: Settings) -> list[Result]:
     """Runs the demo and writes `report.md` and two pictures to the output folder.
 
@@ -124,7 +105,9 @@ def run(settings: Settings) -> list[Result]:
             prune = _slim if name == "slim" else functools.partial(_by_variance if name in VARIANCE else _prune, name)
             results.append(prune(task, fun, params, sparsity, settings.seed))
             progress.advance(bar)
-    _publish(console, task, results, settings.output, time.perf_counter() - started)
+    groups = dict.fromkeys(FIXED, "n:m")
+    publishing.publish(console, task.data, results, groups, settings.output)
+    console.print(f"It took {time.perf_counter() - started:.0f} seconds.")
     return results
 
 
@@ -279,57 +262,3 @@ def _measured(task: Task, fun: Callable[..., Any], params: Params) -> tuple[Coup
     """The coupling, and how much each neuron varies over the training images."""
     images = np.split(task.data.train_images[: len(task.data.train_images) // 3 * 3], 3)
     return couple(fun, params, images[0][:2]), calibrate(fun, params, images, statistic="variance")
-
-
-def _publish(console: Console, task: Task, results: list[Result], output: Path, seconds: float) -> None:
-    """Prints the table and writes the files."""
-    dense = results[0].report.before
-    table = Table(title=f"{task.data.name}, {len(task.data.test_labels)} held-out images, in per cent", box=SIMPLE_HEAD)
-    table.add_column("strategy", no_wrap=True)
-    for heading in ("sparsity", "accuracy", "change", "recall", "F1", "weights", "KiB"):
-        table.add_column(heading, justify="right")
-    table.add_row("dense", "", *_quality(dense, dense), *_size(dense), end_section=True)
-    for result in results:
-        evidence = result.report
-        table.add_row(
-            result.strategy, f"{100 * evidence.sparsity:.2f}", *_quality(dense, evidence.after), *_size(evidence.after)
-        )
-    console.print(table)
-    noted: dict[str, dict[str, None]] = {}
-    for result in results:
-        noted.setdefault(result.note, {})[result.strategy] = None
-    for note, names in noted.items():
-        if note:
-            console.print(f"{', '.join(names)}: {note}.")
-    output.mkdir(parents=True, exist_ok=True)
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for result in results:
-        name = "n:m" if result.strategy in FIXED else result.strategy
-        curves.setdefault(name, []).append((result.asked, result.report.after.accuracy))
-    pictures.draw_accuracy(curves, dense.accuracy, output / "accuracy.png")
-    last = {result.strategy: result for result in results}
-    layers = {f"{name}, {100 * result.asked:g} %": result.picture for name, result in last.items()}
-    pictures.draw_masks(
-        layers, "what is kept of hidden/kernel (a frequency mask leaves no zeros)", output / "masks.png"
-    )
-    _write(task, results, output / "report.md")
-    names = ", ".join(str(output / name) for name in ("report.md", "accuracy.png", "masks.png"))
-    console.print(f"\nWrote {names} in {seconds:.0f} seconds.")
-
-
-def _quality(dense: Evaluation, found: Evaluation) -> tuple[str, ...]:
-    change = "" if found is dense else f"{100 * (found.accuracy - dense.accuracy):+.2f}"
-    accuracy, recall, f1 = (f"{100 * share:.2f}" for share in (found.accuracy, found.recall, found.f1))
-    return accuracy, change, recall, f1
-
-
-def _size(found: Evaluation) -> tuple[str, str]:
-    return f"{found.parameters:,}", f"{found.bytes / 1024:.1f}"
-
-
-def _write(task: Task, results: list[Result], path: Path) -> None:
-    lines = [f"# Pruning a classifier of {task.data.name}", "", "![Accuracy](accuracy.png)", "", "![Masks](masks.png)"]
-    for result in results:
-        title = f"## {result.strategy} at {100 * result.asked:g} %"
-        lines += ["", title, "", *([result.note, ""] if result.note else []), result.report.to_markdown()]
-    path.write_text("\n".join(lines) + "\n")

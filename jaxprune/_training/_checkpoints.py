@@ -239,8 +239,10 @@ def _is_key(leaf: Any) -> bool:
 
 def _filled(values: Any, arrays: Mapping[str, Any]) -> Any:
     def leaf_of(number: str, leaf: Any) -> Any:
-        if number not in arrays or not _is_key(leaf):
-            return arrays.get(number, leaf)
+        if number not in arrays:
+            return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        if not _is_key(leaf):
+            return arrays[number]
         return jax.random.wrap_key_data(arrays[number], impl=jax.random.key_impl(leaf))
 
     leaves, treedef = jax.tree.flatten(values)

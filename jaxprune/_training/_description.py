@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxprune._arrays import tree
 from jaxprune._training import _checkpoints
@@ -17,6 +18,8 @@ def described(value: Any) -> Any:
     """A value as JSON can hold it: arrays by checksum, functions by name, what has parts by those."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, functools.partial):
         arguments = {**{str(i): argument for i, argument in enumerate(value.args)}, **value.keywords}
         return {"function": described(value.func), **described(arguments)}

@@ -172,10 +172,9 @@ def prune_retrain(
         raise TypeError(
             f"`target` must be a target; got {target!r:.100}. Give one such as `jaxprune.targets.AtSparsity(0.5)`."
         )
-    checks.whole(epochs, "epochs", least=0)
-    if patience is not None:
-        checks.whole(patience, "patience", least=1)
-    if math.isnan(checks.real(minimum, "minimum")):
+    epochs, minimum = checks.whole(epochs, "epochs", least=0), checks.real(minimum, "minimum")
+    patience = None if patience is None else checks.whole(patience, "patience", least=1)
+    if math.isnan(minimum):
         raise ValueError("`minimum` is NaN, which no metric is below. Give a number.")
     options: dict[str, Any] = {"epochs": epochs, "patience": patience, "minimum": minimum, "target": described(target)}
     options |= {
@@ -191,7 +190,7 @@ def prune_retrain(
         run.begin(lambda: _metric(trainer, params, 0), options)
         passed = run.rounds
         while (proposal := target.propose(run.rounds, run.cost)) is not None:
-            run.take(proposal)
+            run.take(Proposal(int(proposal[0]), checks.fraction(float(proposal[1]), "Target.propose")))
             if run.rounds[-1].metric < minimum:
                 passed = run.rounds[:-1]
                 break

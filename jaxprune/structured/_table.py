@@ -82,9 +82,14 @@ def _wrapped(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
     rest = _WIDTH - name - sum(max(len(row[i]) for row in rows) for i in (1, 2)) - 6
     cells = list[tuple[str, str, str, str]]()
     for first, units, slope, slices in rows:
-        names = textwrap.wrap(first, name, break_on_hyphens=False)
-        parts = textwrap.wrap(slices, rest, break_on_hyphens=False)
+        names, parts = _broken(first, name), _broken(slices, rest)
         for i in range(max(len(names), len(parts))):
             left, right = (column[i] if i < len(column) else "" for column in (names, parts))
             cells.append((left, units if i == 0 else "", slope if i == 0 else "", right))
     return _text.aligned(cells, "lrrl")
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Lines of at most a width; a path that is longer begins on a line of its own."""
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return [line[i : i + width] for line in lines for i in range(0, len(line), width)]
