@@ -179,6 +179,8 @@ class Along:
         axes = axis if isinstance(axis, tuple) else (axis,)
         if not all(-scores.ndim <= a < scores.ndim for a in axes):
             raise ValueError(f"`Along(axis={axis})` needs that axis")
+        if not scores.size:
+            return jnp.ones(scores.shape, bool)
         axes = tuple(a % scores.ndim for a in axes)
         lines = [1 if a in axes else n for a, n in enumerate(scores.shape)]
         each, more = keep // max(math.prod(lines), 1), keep % max(math.prod(lines), 1)

@@ -67,23 +67,23 @@ def compression_ratio(params: Params, masks: Masks | None = None) -> Float[Array
     """All parameters over those kept, dense leaves included: 10 means a tenth of the model is left.
 
     Returns:
-      A float32 scalar, at least 1; infinity where nothing is left.
+      A float32 scalar, at least 1; infinity where nothing is left of something, 1 where there are no parameters.
 
     References:
       Blalock et al., 2020, "What is the State of Neural Network Pruning?", sec. 2.2.
     """
     size, kept = _totals(params, masks, dense_too=True)
-    return size / kept
+    return jnp.where(size > 0, size / kept, jnp.ones_like(kept))
 
 
 def relative_size_change(params: Params, masks: Masks | None = None) -> Float[Array, ""]:
     """(kept - all) / all over all parameters, the source article's compression ratio: -0.9 means 90 % smaller.
 
     Returns:
-      A float32 scalar in [-1, 0]: 1 / compression_ratio - 1.
+      A float32 scalar in [-1, 0]: 1 / compression_ratio - 1; 0 where there are no parameters.
     """
     size, kept = _totals(params, masks, dense_too=True)
-    return (kept - size) / size
+    return (kept - size) / jnp.maximum(size, 1)
 
 
 def count_params(params: Params) -> int:
@@ -132,6 +132,8 @@ def summary(params: Params, masks: Masks | None = None) -> list[LeafSummary]:
 def _kept(params: Params, masks: Masks | None) -> list[tuple[str, Any, Any]]:
     if masks is None:
         rows = [(path, leaf) for path, leaf in tree.flatten(params)[0] if is_kernel(path, leaf)]
+        for row in rows:
+            tree.check_width(*row)
         return [(path, leaf, wide.counted(leaf != 0)) for path, leaf in rows]
     rows = tree.flatten(params, masks, names=("masks",))[0]
     return [(path, leaf, verbs.count(path, leaf, mask)) for path, leaf, mask in rows if mask is not None]

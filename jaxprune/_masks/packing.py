@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune._arrays import meshes
+from jaxprune._arrays import meshes, tree
 from jaxprune.typing import Mask
 
 
@@ -45,11 +46,29 @@ def packed(mask: Mask) -> Packed:
 
 
 def unpacked(mask: Packed) -> Mask:
-    """The boolean mask."""
-    axis = _packed_axis(mask.shape)
-    size = math.prod(mask.shape) if axis is None else mask.shape[axis]
-    bits = jnp.unpackbits(mask.bits, axis=axis, count=size)
-    return bits.reshape(mask.shape).astype(jnp.bool_)
+    """The boolean mask.
+
+    Raises:
+      ValueError: The shape is none, or its bits have another.
+      TypeError: The bits are not uint8.
+    """
+    shape = mask.shape
+    if not isinstance(shape, tuple) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+        raise ValueError(f"The shape of a packed mask must be a tuple of integers from 0 on; got {shape!r}. Pack it anew.")
+    axis = _packed_axis(shape)
+    expected = (-(-math.prod(shape) // 8),) if axis is None else (*shape[:axis], shape[axis] // 8, *shape[axis + 1 :])
+    if not tree.is_array(mask.bits) or mask.bits.dtype != jnp.uint8:
+        got = mask.bits.dtype if tree.is_array(mask.bits) else type(mask.bits).__name__
+        raise TypeError(f"The bits of a packed mask must be uint8; got {got}. Pack the mask anew.")
+    if mask.bits.shape != expected:
+        raise ValueError(
+            f"The bits of a packed mask of shape {shape} must have shape {expected}; got {mask.bits.shape}. They "
+            f"belong to another mask."
+        )
+    if not math.prod(shape):
+        return jnp.zeros(shape, jnp.bool_)
+    bits = jnp.unpackbits(mask.bits, axis=axis, count=math.prod(shape) if axis is None else shape[axis])
+    return bits.reshape(shape).astype(jnp.bool_)
 
 
 def _packed_axis(shape: tuple[int, ...]) -> int | None:

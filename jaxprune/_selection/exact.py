@@ -140,6 +140,8 @@ def counts_of_highest(scores: Scores, total: Any, *, pattern: Pattern = patterns
       int32 scalars with the structure of `scores`; `Wide` for a leaf of 2**31 groups or more.
     """
     rows, treedef = tree.flatten(scores)
+    if not rows:
+        return scores
     pooled = _pooled(_here(rows), requests.by_leaf(pattern, scores))
     counted = _checked_count("all leaves", total, sum(p.size for p in pooled))
     kept = _highest(pooled, [counted], jointly=True, absolute=False)

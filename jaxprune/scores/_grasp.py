@@ -34,6 +34,4 @@ def grasp(loss: Callable[[Params], Float[Array, ""]], params: Params, *, where: 
     gradient = jax.grad(loss)
     direction = gradient(params)
     product = jax.jvp(gradient, (params,), (direction,))[1]
-    return tree.map_with_path(
-        lambda path, leaf, curvature: jnp.multiply(leaf, curvature) if where(path, leaf) else None, params, product
-    )
+    return tree.map_picked(lambda path, leaf, curvature: jnp.multiply(leaf, curvature), where, params, product)

@@ -23,8 +23,6 @@ def map_measured(
     """
 
     def score(path: str, leaf: Any, statistic: Any) -> Any:
-        if not where(path, leaf):
-            return None
         tree.check_floating(path, leaf)
         if not isinstance(statistic, kind):
             raise ValueError(
@@ -33,4 +31,4 @@ def map_measured(
             )
         return function(leaf.astype(tree.promote(leaf.dtype, jnp.float32)), statistic)
 
-    return tree.map_with_path(score, params, statistics, names=("statistics",))
+    return tree.map_picked(score, where, params, statistics, names=("statistics",))
