@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune._arrays import meshes, tree
+from jaxprune._arrays import meshes, tree, xla
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Scores, Where
 
@@ -39,7 +39,7 @@ def lamp(params: Params, *, where: Where = is_kernel) -> Scores:
         finite = jnp.where(jnp.isfinite(descending), descending, jnp.zeros_like(descending))
         largest = jnp.max(finite, initial=0)
         # Squares of shares of the largest neither overflow nor vanish.
-        squares = jnp.square(finite / jnp.where(largest > 0, largest, jnp.ones_like(largest))).astype(jnp.float32)
+        squares = jnp.square(xla.shares_of(largest, finite)[0]).astype(jnp.float32)
         tail = jnp.cumsum(squares)
         ratio = squares / jnp.where(tail > 0, tail, jnp.ones_like(tail))
         is_first = jnp.arange(ratio.size) == 0

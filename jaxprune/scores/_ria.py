@@ -36,7 +36,6 @@ def ria(params: Params, statistics: Statistics, *, power: float = 0.5, where: Wh
     References:
       Zhang et al., 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", eq. 4.
     """
-
     power = checks.real(power, "power")
 
     def score(kernel: Any, norm: Norm) -> Any:

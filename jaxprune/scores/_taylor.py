@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import tree, xla
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Grads, Params, Scores, Where
 
@@ -67,12 +67,10 @@ def snip(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
     finite = [jnp.where(jnp.isfinite(score), score, jnp.zeros_like(score)) for score in leaves]
     # Over the largest at first, since the sum may overflow.
     largest = functools.reduce(_larger, [jnp.max(score, initial=0) for score in finite], jnp.float32(0))
-    largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
-    shares = [jnp.sum(score / largest.astype(score.dtype), dtype=jnp.float32) for score in finite]
-    total = jnp.maximum(sum(shares, jnp.float32(0)), 1)  # the largest alone is 1, unless all are 0
-    return jax.tree.map(
-        lambda score: score / largest.astype(score.dtype) / total.astype(score.dtype), sensitivity
-    )
+    sums = [jnp.sum(share, dtype=jnp.float32) for share in xla.shares_of(largest, *finite)]
+    total = jnp.maximum(sum(sums, jnp.float32(0)), 1)  # the largest alone is 1, unless all are 0
+    shares = [share / total.astype(share.dtype) for share in xla.shares_of(largest, *leaves)]
+    return jax.tree.unflatten(jax.tree.structure(sensitivity), shares)
 
 
 def _larger(first: Any, second: Any) -> Any:
