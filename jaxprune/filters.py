@@ -45,7 +45,7 @@ class Filter:
         return Filter(lambda path, leaf: not self(path, leaf))
 
 
-_BIAS = re.compile(r"b\d*|(.*_)?(bias|biases|scale|offset|gamma|beta)(_.*|\d*)")
+_BIAS = re.compile(r"(.*_)?(bias|biases|scale|offset|gamma|beta)(_.*|\d*)")
 _KERNEL = re.compile(r"w\d*|(.*_)?(kernel|weight|weights)(_.*|\d*)")
 
 
@@ -53,20 +53,26 @@ def _is_kernel(path: str, leaf: Any) -> bool:
     if not tree.is_floating(leaf) or leaf.ndim < 2:
         return False
     name = path.rpartition("/")[2]
-    if _BIAS.fullmatch(name):
+    if _BIAS.fullmatch(name) or (re.fullmatch(r"b\d*", name) and _is_beside_a_kernel(path)):
         return False
     long_axes = sum(size > 1 for size in leaf.shape)
     return leaf.ndim == 2 or long_axes != 1 or _KERNEL.fullmatch(name) is not None
 
 
+def _is_beside_a_kernel(path: str) -> bool:
+    """Whether a leaf has a sibling called as kernels are, or nothing is known of its siblings."""
+    return not isinstance(path, tree.Path) or any(map(_KERNEL.fullmatch, path.siblings))
+
+
 is_kernel = Filter(_is_kernel)
 """Floating-point leaves with two axes or more that are no biases: what strategies prune unless told otherwise.
 
-Biases, and the scales and offsets of norms, are known by the last part of their path, whatever their rank: `bias`, `b`,
-`scale`, `offset`, `gamma`, `beta`, or one of the longer ones between underscores, as in `in_proj_bias`. A leaf of three
-axes or more of which one alone is longer than 1, such as `(channels, 1, 1)`, is a bias too unless it is called a
+Biases, and the scales and offsets of norms, are known by the last part of their path, whatever their rank: `bias`,
+`scale`, `offset`, `gamma` or `beta`, alone or between underscores as in `in_proj_bias`; and `b` beside a `w`. A leaf of
+three axes or more of which one alone is longer than 1, such as `(channels, 1, 1)`, is a bias too unless it is called a
 kernel. Embeddings and position tables are matrices like any other, and are picked: leave them out by name, as with
-`is_kernel & ~named("embed")`. `jaxprune.summary` says what was picked.
+`is_kernel & ~named("embed")`. Where the model is at hand, `layout(fun, params, *args).is_kernel` goes by what it
+multiplies with. `jaxprune.summary` says what was picked.
 """
 
 
@@ -84,8 +90,10 @@ def named(pattern: str) -> Filter:
       ValueError: It is not a regular expression.
       TypeError: It is not a string.
     """
-    if not isinstance(pattern, str):
-        raise TypeError(f"`named` takes a regular expression as a string; got {pattern!r}. Give, for example, 'kernel$'.")
+    if not checks.is_a(pattern, str):
+        raise TypeError(
+            f"`named` takes a regular expression as a string; got {pattern!r}. Give, for example, 'kernel$'."
+        )
     matches = tree.matcher(pattern)
     return Filter(lambda path, leaf: matches(path))
 

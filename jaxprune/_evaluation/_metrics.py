@@ -29,6 +29,7 @@ class LeafSummary(NamedTuple):
       size: Its number of weights.
       kept: How many of them remain; degrees of freedom for a frequency mask.
       sparsity: The fraction removed.
+      picked: Whether the leaf has a mask; without masks, whether it would get one by default.
     """
 
     path: str
@@ -36,6 +37,7 @@ class LeafSummary(NamedTuple):
     size: int
     kept: int
     sparsity: float
+    picked: bool = True
 
 
 def sparsity(params: Params, masks: Masks | None = None) -> Float[Array, ""]:
@@ -112,20 +114,29 @@ def nbytes(params: Params, masks: Masks | None = None) -> int:
     return total
 
 
-def summary(params: Params, masks: Masks | None = None) -> list[LeafSummary]:
-    """What each leaf keeps, in order, for the leaves that `sparsity` counts.
+def summary(params: Params, masks: Masks | None = None, *, dense: bool = False) -> list[LeafSummary]:
+    """What each leaf keeps, in order, for the leaves that were picked: those that `sparsity` counts.
+
+    Args:
+      params: Any pytree of arrays.
+      masks: With the structure of `params`; see `sparsity`.
+      dense: Also list the floating-point leaves that were not picked.
 
     Examples:
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> for row in summary(params, jaxprune.magnitude(params, 0.75)):
       ...     print(row.path, row.kept, row.size, row.sparsity)
       kernel 5 20 0.75
+      >>> [row.path for row in summary(params, jaxprune.magnitude(params, 0.75), dense=True) if not row.picked]
+      ['bias']
     """
+    found = {path: wide.exact(kept) for path, _, kept in _kept(params, masks)}
     rows = []
-    for path, leaf, kept in _kept(params, masks):
-        number = wide.exact(kept)
-        removed = 1 - number / leaf.size if leaf.size else 0.0
-        rows.append(LeafSummary(path, leaf.shape, leaf.size, number, removed))
+    for path, leaf in tree.flatten(params)[0]:
+        if path in found or (dense and tree.is_floating(leaf)):
+            kept = int(found.get(path, leaf.size))
+            removed = 1 - kept / leaf.size if leaf.size else 0.0
+            rows.append(LeafSummary(path, leaf.shape, leaf.size, kept, removed, path in found))
     return rows
 
 

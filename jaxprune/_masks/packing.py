@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._arrays import meshes, tree
+from jaxprune._arrays import checks, meshes, tree
 from jaxprune.typing import Mask
 
 
@@ -53,8 +53,10 @@ def unpacked(mask: Packed) -> Mask:
       TypeError: The bits are not uint8.
     """
     shape = mask.shape
-    if not isinstance(shape, tuple) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
-        raise ValueError(f"The shape of a packed mask must be a tuple of integers from 0 on; got {shape!r}. Pack it anew.")
+    if not checks.is_a(shape, tuple) or not all(checks.is_a(n, int, np.integer) and n >= 0 for n in shape):
+        raise ValueError(
+            f"The shape of a packed mask must be a tuple of integers from 0 on; got {shape!r}. Pack it anew."
+        )
     axis = _packed_axis(shape)
     expected = (-(-math.prod(shape) // 8),) if axis is None else (*shape[:axis], shape[axis] // 8, *shape[axis + 1 :])
     if not tree.is_array(mask.bits) or mask.bits.dtype != jnp.uint8:
