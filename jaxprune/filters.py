@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune.typing import Params, Where
 
 
@@ -45,8 +45,35 @@ class Filter:
         return Filter(lambda path, leaf: not self(path, leaf))
 
 
-is_kernel = Filter(lambda path, leaf: tree.is_floating(leaf) and leaf.ndim >= 2)
-"""Floating-point leaves with two axes or more: what strategies prune unless told otherwise."""
+_BIAS = re.compile(r"(.*_)?(bias|biases|scale|offset|gamma|beta)(_.*|\d*)")
+_KERNEL = re.compile(r"w\d*|(.*_)?(kernel|weight|weights)(_.*|\d*)")
+
+
+def _is_kernel(path: str, leaf: Any) -> bool:
+    if not tree.is_floating(leaf) or leaf.ndim < 2:
+        return False
+    name = path.rpartition("/")[2]
+    if _BIAS.fullmatch(name) or (re.fullmatch(r"b\d*", name) and _is_beside_a_kernel(path)):
+        return False
+    long_axes = sum(size > 1 for size in leaf.shape)
+    return leaf.ndim == 2 or long_axes != 1 or _KERNEL.fullmatch(name) is not None
+
+
+def _is_beside_a_kernel(path: str) -> bool:
+    """Whether a leaf has a sibling called as kernels are, or nothing is known of its siblings."""
+    return not isinstance(path, tree.Path) or any(map(_KERNEL.fullmatch, path.siblings))
+
+
+is_kernel = Filter(_is_kernel)
+"""Floating-point leaves with two axes or more that are no biases: what strategies prune unless told otherwise.
+
+Biases, and the scales and offsets of norms, are known by the last part of their path, whatever their rank: `bias`,
+`scale`, `offset`, `gamma` or `beta`, alone or between underscores as in `in_proj_bias`; and `b` beside a `w`. A leaf of
+three axes or more of which one alone is longer than 1, such as `(channels, 1, 1)`, is a bias too unless it is called a
+kernel. Embeddings and position tables are matrices like any other, and are picked: leave them out by name, as with
+`is_kernel & ~named("embed")`. Where the model is at hand, `layout(fun, params, *args).is_kernel` goes by what it
+multiplies with. `jaxprune.summary` says what was picked.
+"""
 
 
 def named(pattern: str) -> Filter:
@@ -58,14 +85,23 @@ def named(pattern: str) -> Filter:
     Examples:
       >>> named(r"attention/.*kernel$")("block_0/attention/query/kernel", None)
       True
+
+    Raises:
+      ValueError: It is not a regular expression.
+      TypeError: It is not a string.
     """
-    expression = re.compile(pattern)
-    return Filter(lambda path, leaf: expression.search(path) is not None)
+    if not checks.is_a(pattern, str):
+        raise TypeError(
+            f"`named` takes a regular expression as a string; got {pattern!r}. Give, for example, 'kernel$'."
+        )
+    matches = tree.matcher(pattern)
+    return Filter(lambda path, leaf: matches(path))
 
 
 def at_least(size: int) -> Filter:
     """Picks leaves with at least `size` weights: small layers cost little and often matter much."""
-    return Filter(lambda path, leaf: tree.is_array(leaf) and leaf.size >= size)
+    least = checks.whole(size, "size", least=0)
+    return Filter(lambda path, leaf: tree.is_array(leaf) and leaf.size >= least)
 
 
 def share_at_least(params: Params, share: float) -> Filter:
@@ -78,7 +114,7 @@ def share_at_least(params: Params, share: float) -> Filter:
     Raises:
       ValueError: `share` is not between 0 and 1.
     """
-    if not 0 <= share <= 1:
+    if not 0 <= checks.real(share, "share") <= 1:
         raise ValueError(f"`share_at_least` needs a share between 0 and 1; got {share}. Give 0.01 for 1 %.")
     total = sum(leaf.size for leaf in jax.tree.leaves(params) if tree.is_floating(leaf))
     return Filter(lambda path, leaf: tree.is_floating(leaf) and leaf.size >= share * total)

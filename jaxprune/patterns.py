@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any, TypeVar
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Shaped
 
-from jaxprune._arrays import meshes, ordering, tree
+from jaxprune._arrays import checks, meshes, ordering, tree
 from jaxprune.typing import Count, Mask, Params, Score
 
 
@@ -47,12 +48,14 @@ class NM:
       m: The size of a group; it divides the axis.
       axis: The summed axis. `None` is -2, right for Flax and Haiku, whose kernels are `(..., in, out)`; Equinox and
         torch have `(out, in)` and need -1. A pytree of integers with the structure of the parameters sets it by leaf;
-        `layout(...).summed(params)` makes one.
+        `layout(...).summed(params)` makes one. A leaf whose name says that -2 is wrong for it gets a warning: a
+        `weight` of Equinox or torch, or the `(in, heads, width)` query, key or value of an attention of Flax.
       group: How many consecutive outputs share one choice of inputs, the best for the mean of their scores. One gather
         then serves them all, which `jaxprune.deploy` turns into speed on any device; 1 is what sparse hardware takes.
 
     Raises:
       ValueError: Not 0 <= n <= m, or m or group below 1.
+      TypeError: They are not whole numbers.
 
     References:
       Mishra et al., 2021, "Accelerating Sparse Deep Neural Networks".
@@ -64,6 +67,8 @@ class NM:
     group: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("n", "m", "group"):
+            checks.whole(getattr(self, name), name, least=None)
         if not 0 <= self.n <= self.m or self.m < 1:
             raise ValueError(f"`NM(n, m)` keeps n of every m and needs 0 <= n <= m, m >= 1; got {self}.")
         if self.group < 1:
@@ -88,6 +93,8 @@ class NM:
 
     def by_leaf(self, scores: Params) -> list[NM]:
         """The pattern of each leaf, with its own axis where `axis` is a tree."""
+        if self.axis is None:
+            _warn_of_inputs(f"`{self}`", scores)
         return _with_axes(self, scores)
 
     def select(self, scores: Score, keep: Count) -> Mask:
@@ -142,7 +149,7 @@ class Along:
     Attributes:
       axis: The axis that lines run along. `None` is -2, the inputs of a Flax or Haiku kernel `(..., in, out)`. A pytree
         with the structure of the parameters sets it by leaf, to an integer or to a tuple of integers: the taps and
-        channels of a convolution are one line.
+        channels of a convolution are one line. A leaf for which -2 is wrong gets a warning, as under `NM`.
 
     References:
       Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models", which compares weights by
@@ -163,6 +170,8 @@ class Along:
 
     def by_leaf(self, scores: Params) -> list[Along]:
         """The pattern of each leaf, with its own axis where `axis` is a tree."""
+        if self.axis is None:
+            _warn_of_inputs("`Along()`", scores)
         return _with_axes(self, scores)
 
     def select(self, scores: Score, keep: Count) -> Mask:
@@ -179,6 +188,8 @@ class Along:
         axes = axis if isinstance(axis, tuple) else (axis,)
         if not all(-scores.ndim <= a < scores.ndim for a in axes):
             raise ValueError(f"`Along(axis={axis})` needs that axis")
+        if not scores.size:
+            return jnp.ones(scores.shape, bool)
         axes = tuple(a % scores.ndim for a in axes)
         lines = [1 if a in axes else n for a, n in enumerate(scores.shape)]
         each, more = keep // max(math.prod(lines), 1), keep % max(math.prod(lines), 1)
@@ -203,6 +214,7 @@ class Block:
 
     Raises:
       ValueError: Not two positive sizes.
+      TypeError: Not a tuple of whole numbers.
 
     References:
       Narang et al., 2017, "Block-Sparse Recurrent Neural Networks".
@@ -213,7 +225,10 @@ class Block:
     sparsity: None = None
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 2 or min(self.shape) < 1:
+        if not checks.is_a(self.shape, tuple, list):
+            raise TypeError(f"`Block(shape)` takes both sizes as a tuple, e.g. Block((16, 16)); got {self.shape!r}.")
+        sizes = [checks.whole(size, "shape", least=None) for size in self.shape]
+        if len(sizes) != 2 or min(sizes) < 1:
             raise ValueError(f"`Block(shape)` needs two positive sizes, e.g. Block((16, 16)); got {self.shape}.")
 
     def pool(self, scores: Score) -> Score:
@@ -260,11 +275,27 @@ class Channel:
     """Whole slices along an axis: neurons, channels, filters.
 
     Attributes:
-      axis: The axis whose positions are the channels. -1 is the output of a Flax or Haiku kernel; use 0 for Equinox.
+      axis: The axis whose positions are the channels. `None` is -1, the output of a Flax or Haiku kernel; use 0 for
+        Equinox and torch, whose kernels, called `weight`, get a warning where no axis is given.
+
+    Raises:
+      TypeError: The axis is not a whole number.
     """
 
-    axis: int = -1
+    axis: int | None = None
     sparsity: None = None
+
+    def __post_init__(self) -> None:
+        if self.axis is not None:
+            checks.whole(self.axis, "axis", least=None)
+
+    def by_leaf(self, scores: Params) -> list[Channel]:
+        """The pattern of each leaf: this one."""
+        rows, _ = tree.flatten(scores)
+        if self.axis is None:
+            torch = [path for path, _ in rows if _is_torch(path)]
+            _warn("`Channel()`", torch, "the outputs", "axis -1", "`axis=0`")
+        return [self] * len(rows)
 
     def pool(self, scores: Score) -> Score:
         """The mean score of each channel, float32 or wider: a vector."""
@@ -278,16 +309,17 @@ class Channel:
         return kept.reshape(tuple(shape[axis] if i == axis else 1 for i in range(len(shape))))
 
     def _axis(self, shape: tuple[int, ...]) -> int:
-        if not -len(shape) <= self.axis < len(shape):
-            raise ValueError(f"`Channel(axis={self.axis})` needs that axis")
-        return self.axis % len(shape)
+        axis = -1 if self.axis is None else self.axis
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(f"`Channel(axis={axis})` needs that axis")
+        return axis % len(shape)
 
 
 _AxisPattern = TypeVar("_AxisPattern", NM, Along)
 
 
 def _with_axes(pattern: _AxisPattern, scores: Params) -> list[_AxisPattern]:
-    if isinstance(pattern.axis, int | None):
+    if isinstance(pattern.axis, int | np.integer | None):
         return [pattern] * len(jax.tree.leaves(scores))
     name = type(pattern).__name__
     # What is not picked needs no axis, and may have one.
@@ -306,3 +338,36 @@ def _with_axes(pattern: _AxisPattern, scores: Params) -> list[_AxisPattern]:
 
 def _is_none(node: Any) -> bool:
     return node is None
+
+
+def _is_torch(path: str) -> bool:
+    """Whether a leaf is called as kernels are in Equinox and torch, which have the outputs first."""
+    return re.fullmatch(r"(.*_)?weight(_.*)?", path.rpartition("/")[2]) is not None
+
+
+def _warn_of_inputs(pattern: str, scores: Params) -> None:
+    """Warns of leaves whose names say that axis -2 is not their inputs; of others nothing is known."""
+    rows, _ = tree.flatten(scores)
+    shapes = {path: tuple(leaf.shape) for path, leaf in rows if tree.is_array(leaf)}
+    _warn(pattern, [path for path in shapes if _is_torch(path)], "the inputs", "axis -2", "`axis=-1`")
+    attention = [path for path in shapes if _is_attention(path, shapes)]
+    _warn(pattern, attention, "the inputs", "axis -2", "`axis=layout(fun, params, *args).summed(params)`")
+
+
+def _is_attention(path: str, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether a leaf is the query, key or value of an attention of Flax, `(..., in, heads, width)`.
+
+    A dense layer of that name in a scanned stack is `(layers, in, out)`, and what goes out of it does not go into `out`
+    as `(..., heads, width, out)`.
+    """
+    found = re.fullmatch(r"(|.*/)(query|key|value)/kernel", path)
+    if found is None or len(shapes[path]) < 3:
+        return False
+    out = shapes.get(f"{found[1]}out/kernel")
+    return len(shapes[path]) == 3 if out is None else len(out) == len(shapes[path]) and out[-3:-1] == shapes[path][-2:]
+
+
+def _warn(pattern: str, paths: list[str], what: str, axis: str, fix: str) -> None:
+    if paths:
+        names = tree.listed([f"'{path}'" for path in paths], limit=3)
+        checks.warn(f"{pattern} takes {axis} for {what}, which by its name it is not in {names}. Give {fix}.")

@@ -42,7 +42,7 @@ Score: TypeAlias = Float[Any, "..."]
 Count: TypeAlias = int | Int[Array, ""]
 """A number of groups; an array where it was computed under `jit`."""
 
-Sparsity: TypeAlias = float | Float[Array, ""] | np.float32
+Sparsity: TypeAlias = float | Float[Array, ""] | np.floating[Any] | Float[np.ndarray, ""]
 """The fraction to remove, in [0, 1]; an array where a schedule computes it."""
 
 PRNGKey: TypeAlias = Key[Array, ""]

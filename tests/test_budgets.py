@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune
@@ -112,5 +113,175 @@ def test_by_path_takes_expressions_predicates_and_a_default():
 
 
 def test_a_sparsity_out_of_range_says_what_it_means():
-    with pytest.raises(ValueError, match=r"fraction removed, between 0 and 1; got 90. For 90 % give 0.9"):
+    with pytest.raises(ValueError, match=r"`sparsity` must be a fraction between 0 and 1; got 90. Give 0.9"):
         jaxprune.magnitude(scores(), 90)
+
+
+BAD = [50, -0.1, np.float32(50), np.int64(50), np.float16(-1), jnp.float32(-1), jnp.int32(2), np.float32("nan"), np.inf]
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("bad", BAD, ids=[f"{type(bad).__name__} {bad}" for bad in BAD])
+def test_a_concrete_sparsity_is_checked_wherever_it_comes_from(bad):
+    params = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+    calls = [
+        *(lambda b=b: jaxprune.magnitude(params, bad, budget=b) for b in (budgets.uniform, budgets.global_)),
+        *(lambda b=b: b(params, bad, UNSTRUCTURED) for b in (budgets.erk, budgets.owl, budgets.uniform)),
+        lambda: budgets.keep_count(4, bad),
+        lambda: budgets.by_path({"kernel": bad}),
+        lambda: jaxprune.slim(params, bad, round_to=2),
+        lambda: jaxprune.dft(params, bad),
+        lambda: jaxprune.layerwise.wanda(params["kernel"], jnp.ones(4), bad),
+        lambda: jax.jit(lambda p: jaxprune.magnitude(p, bad))(params),
+        lambda: jaxprune.gradual(optax.sgd(0.1), jaxprune.magnitude, bad, end=2),
+        lambda: jaxprune.gradual(optax.sgd(0.1), jaxprune.magnitude, lambda step: bad, end=2),
+        lambda: jaxprune.rigl(optax.sgd(0.1), {"kernel": params["kernel"] > 3}, end=2, drop=bad),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"must be a fraction between 0 and 1; got"):
+            call()
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("bad", [True, np.True_, "0.5", [0.5], (0.5,), np.ones(1), jnp.ones(2), 1j, object()], ids=repr)
+def test_a_sparsity_is_a_number(bad):
+    params = {"kernel": jnp.arange(16.0).reshape(4, 4)}
+    for call in (jaxprune.magnitude, functools.partial(jaxprune.magnitude, budget=budgets.erk), jaxprune.dft):
+        with pytest.raises(TypeError, match=r"`sparsity` must be a single real number; got"):
+            call(params, bad)
+
+
+def test_good_sparsities_of_every_kind_are_the_same():
+    params = {"kernel": jnp.arange(15.0).reshape(3, 5)}
+    for sparsity in (0.9, np.float32(0.9), np.float64(0.9), jnp.float32(0.9), np.array(0.9), jnp.asarray(0.9)):
+        masks = jaxprune.magnitude(params, sparsity)
+        assert int(masks["kernel"].sum()) == 2, repr(sparsity)
+        kernel, _ = jaxprune.layerwise.wanda(params["kernel"], jnp.ones(3), sparsity, within="layer")
+        assert int((kernel != 0).sum()) == 2, repr(sparsity)
+
+
+def test_a_traced_sparsity_is_clipped_and_nan_prunes_nothing():
+    prune = jax.jit(lambda sparsity: jaxprune.magnitude([jnp.arange(16.0).reshape(4, 4)], sparsity)[0].sum())
+    got = [int(prune(jnp.float32(sparsity))) for sparsity in (-1, 0.25, 7, float("nan"))]
+    assert got == [16, 12, 0, 16]
+
+
+def test_numbers_and_traced_arrays_give_the_same_count():
+    """The rule in fractions: a decimal of six digits where float32 comes to it, else 24 binary digits."""
+    rng = np.random.default_rng(0)
+    decimals = [round(value, digits) for digits in range(1, 7) for value in rng.random(600).tolist()]
+    sparsities = decimals + rng.random(2000).tolist() + [0.0, 1.0, 1e-9, 1 - 1e-9, np.nextafter(np.float32(0.5), 1)]
+    groups = (2 ** (31 * rng.random(len(sparsities)))).astype(np.int64).clip(0, 2**31 - 1).tolist()
+    pairs = list(zip(groups, sparsities, strict=True)) + [(n, s) for n in range(1, 60) for s in (0.1, 0.5, 0.7, 0.9)]
+    groups, sparsities = map(list, zip(*pairs, strict=True))
+    numbers = [budgets.keep_count(*pair) for pair in pairs]
+    traced = jax.jit(jax.vmap(budgets.keep_count))(jnp.asarray(groups, jnp.int32), jnp.asarray(sparsities, jnp.float32))
+    assert traced.tolist() == numbers
+    for (size, sparsity), kept in zip(pairs, numbers, strict=True):
+        if len(str(sparsity)) <= 8:
+            assert kept == round(size * (1 - Fraction(str(sparsity)))), (size, sparsity)
+        assert abs(kept - size * (1 - sparsity)) <= 0.5 + size * 1.1e-7, (size, sparsity)
+    assert all(budgets.keep_count(n, 1 - k / n) == k for n, k in [(3, 1), (5_999_999, 1_234_567), (999, 998)])
+
+
+def test_every_way_in_keeps_the_same_number():
+    """Pairs of a shape and a sparsity that a rule of its own would count otherwise."""
+    coupling = jaxprune.couple(
+        lambda p, x: x @ p["a"] @ p["b"], {"a": jnp.ones((3, 5)), "b": jnp.ones((5, 2))}, jnp.ones((1, 3))
+    )
+    kernel = jnp.arange(1, 16.0).reshape(3, 5)
+    ways = {
+        "weights": lambda s: jaxprune.magnitude([kernel], s),
+        "all leaves": lambda s: jaxprune.magnitude([kernel], s, budget=budgets.global_),
+        "lines": lambda s: jaxprune.magnitude([kernel], s, pattern=patterns.Along()),
+        "blocks": lambda s: jaxprune.magnitude([kernel], s, pattern=patterns.Block((1, 1))),
+        "channels": lambda s: jaxprune.magnitude([kernel], s, pattern=patterns.Channel()),
+        "units": lambda s: jaxprune.slim({"a": kernel, "b": jnp.ones((5, 2))}, s, coupling=coupling),
+        "one layer": lambda s: jaxprune.layerwise.wanda(kernel, jnp.ones(3), s)[1],
+        "frequencies": lambda s: jaxprune.dft([kernel], s, transform="dct"),
+    }
+    for name, way in ways.items():
+        traced = jax.jit(lambda s, way=way: jax.tree.map(jnp.sum, way(s)))
+        for sparsity in (0.1, 0.3, 0.5, 0.7, 0.9):
+            counts = [
+                jax.tree.map(lambda m: int(jnp.sum(m)), way(kind(sparsity)))
+                for kind in (float, np.float32, jnp.float32)
+            ]
+            assert counts[0] == counts[1] == counts[2] == jax.tree.map(int, traced(sparsity)), (name, sparsity)
+
+
+@pytest.mark.parametrize("budget", [budgets.erk, budgets.owl], ids=["erk", "owl"])
+def test_shared_out_counts_are_the_same_traced_or_not(budget):
+    rng = np.random.default_rng(1)
+    shapes = [(3, 3, 4, 8), (8, 9), (7, 3), (1, 2), (64, 3), (0, 4)]
+    tree = [jnp.asarray(np.abs(rng.standard_normal(shape)), jnp.float32) for shape in shapes]
+    sparsities = np.linspace(0, 1, 101).round(2).tolist()
+    counts = jax.jit(lambda s: jax.lax.map(lambda one: jnp.stack(budget(tree, one, UNSTRUCTURED)), s))(
+        jnp.asarray(sparsities, jnp.float32)
+    )
+    sizes = np.array([leaf.size for leaf in tree])
+    for sparsity, traced in list(zip(sparsities, counts.tolist(), strict=True))[:: 1 if budget is budgets.erk else 10]:
+        assert [int(count) for count in budget(tree, sparsity, UNSTRUCTURED)] == traced, sparsity
+        assert (np.array(traced) <= sizes).all()
+        assert sum(traced) == budgets.keep_count(int(sizes.sum()), sparsity)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["eager", "traced"])
+def test_an_infinite_score_is_kept_and_spoils_no_other(traced):
+    wrap = jax.jit if traced else lambda function: function
+    one = jnp.arange(1.0, 17).reshape(4, 4)
+    tree = {"a": one.at[0, 0].set(jnp.inf), "b": one.at[0, 1].set(jnp.nan)}
+    normalized = wrap(functools.partial(budgets.global_, normalize=True, sparsity=0.5, pattern=UNSTRUCTURED))(tree)
+    assert (int(normalized["a"]), int(normalized["b"])) == (8, 8)
+    for per_leaf in (True, False):
+        prune = functools.partial(jaxprune.from_scores, budget=budgets.cumulative(0.5, per_leaf=per_leaf))
+        masks = wrap(prune)(tree)
+        assert bool(masks["a"][0, 0])
+        assert not bool(masks["b"][0, 1])
+        assert sum(int(masks[k].sum()) for k in "ab") == 11
+    owl = wrap(lambda t: budgets.owl(t, 0.5, UNSTRUCTURED))(tree)
+    assert sum(map(int, owl.values())) == 16
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 3e37])
+def test_sums_and_squares_neither_overflow_nor_vanish(scale):
+    tree = {"a": jnp.arange(16.0).reshape(4, 4) * scale, "b": jnp.arange(16.0).reshape(4, 4)}
+    tree["a"] = jnp.minimum(tree["a"], 3e38)
+    normalized = budgets.global_(tree, 0.5, UNSTRUCTURED, normalize=True)
+    assert abs(int(normalized["a"]) - int(normalized["b"])) <= 2
+    assert 4 <= int(budgets.cumulative(0.5)(tree, None, UNSTRUCTURED)["a"]) <= 6
+
+
+def test_cumulative_refuses_negative_scores():
+    with pytest.raises(ValueError, match=r"must not be negative; those of 'a' are"):
+        jaxprune.from_scores({"a": -jnp.ones((4, 4))}, budget=budgets.cumulative(0.5))
+
+
+EMPTY = {"no rows": {"a": jnp.zeros((0, 4))}, "no leaves": {}, "no scores": {"a": None}}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_budgets_of_nothing(kind):
+    tree = EMPTY[kind]
+    every = [
+        budgets.uniform,
+        budgets.erk,
+        budgets.owl,
+        budgets.global_,
+        functools.partial(budgets.global_, normalize=True),
+    ]
+    for budget in every:
+        for sparsity in (0.5, jnp.float32(0.5)):
+            assert [int(c) for c in jax.tree.leaves(budget(tree, sparsity, UNSTRUCTURED))] == [0] * len(
+                jax.tree.leaves(tree)
+            )
+        jax.jit(lambda s, b=budget: b(tree, s, UNSTRUCTURED))(0.5)
+    for per_leaf in (True, False):
+        counts = budgets.cumulative(0.5, per_leaf=per_leaf)(tree, None, UNSTRUCTURED)
+        assert jax.tree.structure(counts) == jax.tree.structure(tree)
+
+
+def test_a_rule_that_matches_no_leaf_lists_the_paths():
+    tree = {f"layer_{i}": jnp.ones((2, 3)) for i in range(7)}
+    with pytest.raises(ValueError, match=r"rule 'dense' of `by_path` matches no leaf; there are 'layer_0'.*and 2 more"):
+        jaxprune.magnitude(tree, 0.5, budget=budgets.by_path({"layer": 0.1, "dense": 0.9}))

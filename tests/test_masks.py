@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -118,3 +119,130 @@ def test_measures_and_the_article():
     assert jaxprune.nbytes(tree) == 96 * 4 + 16 * 4 + 60 * 2
     assert jaxprune.nbytes(tree, masks) == 48 * 4 + 16 * 4 + 30 * 2 + 12 + 8
     assert [(r.path, r.kept) for r in _metrics.summary(tree, masks)] == [("dense/kernel", 48), ("stack/0", 30)]
+
+
+def _packed(bits, shape):
+    return {"a": jaxprune.Packed(bits, shape)}
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    ("bits", "shape", "error", "words"),
+    [
+        (jnp.zeros((1, 4), jnp.uint8), (16, 4), ValueError, r"shape \(16, 4\) must have shape \(2, 4\); got \(1, 4\)"),
+        (jnp.zeros((2, 4, 1), jnp.uint8), (16, 4), ValueError, r"must have shape \(2, 4\)"),
+        (jnp.zeros(1, jnp.uint8), (3, 3), ValueError, r"must have shape \(2,\); got \(1,\)"),
+        (jnp.zeros((2, 4), jnp.int32), (16, 4), TypeError, r"must be uint8; got int32"),
+        (None, (16, 4), TypeError, r"must be uint8; got NoneType"),
+        (jnp.zeros((2, 4), jnp.uint8), (-16, 4), ValueError, r"integers from 0 on; got \(-16, 4\)"),
+        (jnp.zeros((2, 4), jnp.uint8), (16.0, 4), ValueError, r"integers from 0 on"),
+        (jnp.zeros((2, 4), jnp.uint8), [16, 4], ValueError, r"must be a tuple of integers"),
+    ],
+)
+def test_bits_that_do_not_fit_their_shape_are_refused(bits, shape, error, words):
+    with pytest.raises(error, match=words):
+        jaxprune.unpack(_packed(bits, shape))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 8), (8, 0), (0, 4), (16, 0, 8)])
+def test_an_empty_mask_packs_and_comes_back(shape):
+    back = jaxprune.unpack(jaxprune.pack({"a": jnp.ones(shape, bool)}))["a"]
+    assert (back.shape, back.dtype) == (shape, jnp.bool_)
+
+
+NARROW = [name for name in dir(ml_dtypes) if name.startswith(("float8", "float4", "int4", "uint4", "int2", "uint2"))]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_dtypes_are_refused_by_path(name):
+    tree = {"dense": {"kernel": jnp.ones((4, 4), getattr(ml_dtypes, name)), "bias": jnp.ones(4)}}
+    masks = {"dense": {"kernel": jnp.ones((4, 4), bool), "bias": None}}
+    calls = [lambda: jaxprune.apply(tree, masks), lambda: jaxprune.sparsity(tree, masks)]
+    if name.startswith("float"):
+        picking = (jaxprune.magnitude, jaxprune.lamp, jaxprune.dft, jaxprune.slim, jaxprune.from_scores)
+        calls += [lambda f=f: f(tree, 0.5) for f in picking] + [lambda: jaxprune.sparsity(tree)]
+    for call in calls:
+        with pytest.raises(TypeError, match=rf"'dense/kernel' .*dtype {name}.*[Ll]eave it out with `where="):
+            call()
+    everything_else = {"dense": {"kernel": None, "bias": None}}
+    assert jaxprune.apply(tree, everything_else)["dense"]["kernel"].dtype == name
+
+
+def test_measures_of_nothing_are_numbers():
+    for tree in ({}, {"a": None}, {"step": jnp.int32(3)}, {"a": jnp.zeros((0, 4))}):
+        got = [f(tree) for f in (jaxprune.sparsity, jaxprune.compression_ratio, jaxprune.relative_size_change)]
+        assert [float(value) for value in got] == [0.0, 1.0, 0.0]
+
+
+KERNELS = {
+    "kernel": (64, 1), "w": (3, 3), "dense/kernel": (1, 1), "conv/kernel": (1, 1, 1, 16), "0": (1, 8),
+    "layers/0/weight": (8, 1, 1, 1), "embedding": (100, 8), "stack/w1": (4, 8, 8), "wte": (5, 6), "1/2": (3, 3, 4, 5),
+    "lora_b": (4, 8), "B": (4, 8), "attention/query/kernel": (8, 2, 4),
+}  # fmt: skip
+BIASES = {
+    "bias": (8, 1, 1), "b": (2, 4), "layers/bias": (12, 8), "attention/query/bias": (2, 4), "b1": (3, 8),
+    "0/1": (8, 1, 1), "in_proj_bias": (3, 24), "bias_ih": (2, 8), "norm/scale": (12, 8), "norm/offset": (12, 8),
+    "gamma": (4, 8), "k": (1, 8, 1),
+}  # fmt: skip
+
+
+def test_biases_are_left_alone_whatever_their_rank():
+    assert [path for path, shape in KERNELS.items() if not filters.is_kernel(path, jnp.ones(shape))] == []
+    assert [path for path, shape in BIASES.items() if filters.is_kernel(path, jnp.ones(shape))] == []
+
+
+def test_b_is_a_bias_beside_a_kernel_only():
+    row, matrix = jnp.ones((4, 8)), jnp.ones((4, 8))
+    masks = jaxprune.magnitude(
+        {"layers": {"w": jnp.ones((4, 8, 8)), "b": row}, "pair": {"a": matrix, "b": matrix}}, 0.5
+    )
+    assert masks["layers"]["b"] is None
+    assert masks["pair"]["b"] is not None
+
+
+def test_a_summary_says_what_was_picked():
+    tree = params()
+    rows = jaxprune.summary(tree, jaxprune.magnitude(tree, 0.5, where=filters.named("dense/kernel")), dense=True)
+    assert [(row.path, row.picked, row.kept) for row in rows] == [
+        ("dense/bias", False, 16), ("dense/kernel", True, 48), ("stack/0", False, 60)
+    ]  # fmt: skip
+    assert [row.path for row in jaxprune.summary(tree, dense=True) if not row.picked] == ["dense/bias"]
+
+
+def test_a_layout_is_a_filter():
+    tree = {"kernel": jnp.ones((4, 3)), "table": jnp.ones((5, 4)), "shift": jnp.ones((2, 3))}
+    layout = jaxprune.layout(lambda p, i: p["table"][i] @ p["kernel"] + p["shift"], tree, jnp.array([0, 1]))
+    masks = jaxprune.magnitude(tree, 0.5, where=layout.is_kernel)
+    assert [path for path, mask in masks.items() if mask is not None] == ["kernel"]
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    ("tree", "options", "error", "words"),
+    [
+        ({"w": jnp.ones((2, 2))}, {"where": filters.named("kernel")}, ValueError, r"picks no leaf; there are 'w' \(f"),
+        ({f"b{i}": jnp.ones(2) for i in range(9)}, {}, ValueError, r"'b4' \(float32 \(2,\)\) and 4 more"),
+        ([[1.0, 2.0], [3.0, 4.0]], {}, ValueError, r"there are '0/0' \(float\)"),
+        ({"w": np.array([[None, 1]], object)}, {}, ValueError, r"'w' \(object \(1, 2\)\)"),
+        ({"w": jnp.ones((2, 2), int)}, {}, ValueError, r"'w' \(int32 \(2, 2\)\)"),
+        (0.5, {}, TypeError, r"must be a pytree of arrays; got 0.5"),
+        ("params", {}, TypeError, r"must be a pytree of arrays; got 'params'"),
+        (len, {}, TypeError, r"must be a pytree of arrays"),
+        ({"w": jnp.ones((2, 2))}, {"where": "w"}, TypeError, r"`where` must be a function .* got 'w'.*filters.named"),
+        ({"w": jnp.ones((2, 2))}, {"where": lambda path: True}, TypeError, r"`where` must be a function `\(path"),
+    ],
+)  # fmt: skip
+def test_nothing_picked_is_an_error(tree, options, error, words):
+    strategies = [
+        lambda: jaxprune.magnitude(tree, 0.5, **options),
+        lambda: jaxprune.magnitude(tree, 0.5, norm="l2", **options),
+        lambda: jaxprune.lamp(tree, 0.5, **options),
+        lambda: jaxprune.random(jax.random.key(0), tree, 0.5, **options),
+        lambda: jaxprune.taylor(tree, tree, 0.5, **options),
+        lambda: jaxprune.snip(tree, tree, 0.5, **options),
+        lambda: jaxprune.slim(tree, 0.5, **options),
+        lambda: jaxprune.dft(tree, 0.5, **options),
+    ]
+    for call in strategies:
+        with pytest.raises(error, match=words):
+            call()

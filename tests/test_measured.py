@@ -194,3 +194,41 @@ def test_what_is_wrong_is_named(norms):
         jaxprune.wanda(PARAMS, {**norms, "turned": None}, where=jaxprune.filters.is_kernel)
     with pytest.raises(ValueError, match=r"`Along\(axis=3\)` needs that axis; 'first' has shape \(8, 12\)"):
         jaxprune.wanda(PARAMS, norms, pattern=patterns.Along(3))
+
+
+def test_lamp_scores_the_largest_of_every_leaf_1_whatever_its_size():
+    leaf = jnp.array([[1.0, -3.0], [2.0, 3.0]])
+    tree = {
+        "a": leaf,
+        "huge": leaf * 1e30,
+        "tiny": leaf * 1e-22,
+        "zeros": jnp.zeros((2, 2)),
+        "half": leaf.astype(jnp.bfloat16),
+    }
+    for found in (scores.lamp(tree), jax.jit(scores.lamp)(tree)):
+        expected = np.array([[1 / 23, 1], [4 / 22, 9 / 18]])
+        for name in ("a", "huge", "tiny", "half"):
+            np.testing.assert_allclose(found[name], expected, rtol=1e-6)
+        np.testing.assert_array_equal(found["zeros"], [[1, 0], [0, 0]])
+    odd = scores.lamp({"a": leaf.at[0, 0].set(jnp.inf).at[1, 0].set(jnp.nan)})["a"]
+    np.testing.assert_allclose(odd, [[1, 1], [np.nan, 0.5]], rtol=1e-6)
+
+
+def test_lamp_empties_no_leaf_before_all_are_down_to_one_weight():
+    leaves = [normal(4, 4) * scale for scale in (1e-30, 1e-3, 1, 1e30, 0)]
+    for keep in (5, 6, 20):
+        kept = [int(mask.sum()) for mask in jaxprune.lamp(leaves, 1 - keep / 80)]
+        assert (sum(kept), min(kept) >= 1) == (keep, True), keep
+    assert sorted(int(mask.sum()) for mask in jaxprune.lamp(leaves, 1 - 3 / 80)) == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+def test_snip_sums_to_1(scale):
+    tree = {"a": normal(4, 4) * scale, "b": normal(3, 4) * scale}
+    total = sum(float(jnp.sum(score)) for score in jax.tree.leaves(scores.snip(tree, tree)))
+    assert total == pytest.approx(1, rel=1e-5)
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(scores.snip(tree, zeros)))
+    odd = scores.snip(tree, {**tree, "a": tree["a"].at[0, 0].set(jnp.inf)})
+    assert bool(jnp.isinf(odd["a"][0, 0]))
+    assert bool(jnp.isfinite(odd["b"]).all())

@@ -3,6 +3,7 @@
 Concrete scores are selected from in host memory, traced ones by counting: every case here goes both ways.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -306,3 +307,94 @@ def test_a_little_more_than_what_is_zero_already(more, distance):
     scores[rng.permutation(size)[: size // 2]] = 0
     keep = size // 2 - more
     assert np.array_equal(select(jnp.asarray(scores), keep), oracle(scores, keep))
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("keep", [2.5, True, "2", jnp.float32(2), np.bool_(True)], ids=repr)
+def test_a_count_is_a_whole_number(keep):
+    for counts in (keep, {"a": keep}):
+        with pytest.raises(TypeError, match=r"keep-count of .* must be a whole number; got"):
+            select({"a": jnp.ones(4)}, counts)
+    with pytest.raises(ValueError, match=r"keep-count of 'a' must be an integer from 0 to 4; got 9"):
+        select({"a": jnp.ones(4)}, {"a": jnp.int32(9)})
+
+
+@pytest.mark.parametrize("pattern", [patterns.Along(), patterns.NM(2, 4), patterns.Block((2, 2))], ids=str)
+@pytest.mark.parametrize("shape", [(0, 4), (0, 8, 4), (4, 0)])
+def test_patterns_of_empty_leaves(pattern, shape):
+    sparsity = None if pattern.sparsity is not None else 0.5
+    for prune in (jaxprune.magnitude, jax.jit(jaxprune.magnitude, static_argnames="pattern")):
+        assert prune([jnp.zeros(shape)], sparsity, pattern=pattern)[0].shape == shape
+    assert jaxprune.dft([jnp.zeros(shape), jnp.ones((2, 2))], 0.5)[0] is None
+
+
+INPUTS_ELSEWHERE = {
+    "layers/0/weight": (8, 4),
+    "conv/weight": (8, 4, 4, 4),
+    "cell/weight_ih": (12, 4),
+    "in_proj_weight": (12, 4),
+    "attention/query/kernel": (8, 4, 8),
+    "stacked/value/kernel": (4, 8, 4, 8),
+}
+INPUTS_AT_MINUS_2 = {
+    "dense/kernel": (8, 4),
+    "conv/kernel": (3, 3, 4, 8),
+    "stack/kernel": (12, 8, 4),
+    "w": (8, 4),
+    "attention/out/kernel": (2, 4, 8),
+    "self/query/kernel": (8, 8),
+    "layers/query/kernel": (12, 8, 16),
+    "layers/out/kernel": (12, 16, 8),
+    "embedding": (8, 4),
+}
+WEIGHTS = {"stacked/out/kernel": (4, 4, 8, 8)}
+
+
+def _nested(shapes):
+    """The tree of these paths."""
+    tree = {}
+    for path, shape in shapes.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jnp.ones(shape)
+    return tree
+
+
+@pytest.mark.parametrize("pattern", [patterns.NM(2, 4), patterns.Along()], ids=["NM", "Along"])
+def test_an_axis_that_a_name_contradicts_is_said(pattern):
+    sparsity = None if pattern.sparsity is not None else 0.5
+    for path, shape in INPUTS_ELSEWHERE.items():
+        tree = _nested({path: shape, **WEIGHTS})
+        with pytest.warns(UserWarning, match=rf"takes axis -2 for the inputs, .* not in '{path}'"):
+            jaxprune.magnitude(tree, sparsity, pattern=pattern)
+        jaxprune.magnitude(tree, sparsity, pattern=dataclasses.replace(pattern, axis=-1))
+    jaxprune.magnitude(_nested(INPUTS_AT_MINUS_2), sparsity, pattern=pattern)
+
+
+def test_the_output_axis_that_a_name_contradicts_is_said():
+    tree = {"layers": [{"weight": jnp.ones((8, 4))}] * 5}
+    with pytest.warns(UserWarning, match=r"`Channel\(\)` takes axis -1 for the outputs.*and 2 more. Give `axis=0`"):
+        jaxprune.slim(tree, 0.5)
+    assert jaxprune.slim(tree, 0.5, axis=0)["layers"][0]["weight"].shape == (8, 1)
+    assert jaxprune.slim({"kernel": jnp.ones((8, 4))}, 0.5)["kernel"].shape == (1, 4)
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: patterns.NM(2.0, 4), TypeError, r"`n` must be a whole number; got 2.0"),
+        (lambda: patterns.NM("2", 4), TypeError, r"`n` must be a whole number; got '2'"),
+        (lambda: patterns.NM(5, 4), ValueError, r"needs 0 <= n <= m"),
+        (lambda: patterns.NM(2, 4, group=0), ValueError, r"number of outputs that share a choice; got 0"),
+        (lambda: patterns.Block(4), TypeError, r"takes both sizes as a tuple, e.g. Block\(\(16, 16\)\); got 4"),
+        (lambda: patterns.Block((4, 4.0)), TypeError, r"`shape` must be a whole number; got 4.0"),
+        (lambda: patterns.Block((4, 0)), ValueError, r"needs two positive sizes"),
+        (lambda: patterns.Channel(0.5), TypeError, r"`axis` must be a whole number; got 0.5"),
+    ],
+)
+def test_patterns_check_their_options(make, error, words):
+    with pytest.raises(error, match=words):
+        make()

@@ -45,9 +45,17 @@ def test_sums_of_many(values):
 
 
 @quick
-@hypothesis.given(st.integers(0, 2**20 - 1), st.integers(0, 2**20))
-def test_products(count, factor):
-    assert wide.exact(wide.product(count, jnp.int32(factor))) == count * factor
+@hypothesis.given(st.integers(0, 2**40 - 1), st.integers(1, 2**24), st.floats(0, 1))
+@hypothesis.example(2**40 - 1, 2**24, 1.0)
+@hypothesis.example(5, 10, 0.5)
+def test_shares(count, whole, share):
+    from fractions import Fraction
+
+    part = round(share * whole)
+    assert wide.exact(wide.share(count, jnp.int32(part), jnp.int32(whole))) == round(Fraction(count * part, whole))
+    if count < 2**31:
+        traced = wide.share(jnp.int32(count), jnp.int32(part), jnp.int32(whole))
+        assert wide.exact(traced) == round(Fraction(count * part, whole))
 
 
 @pytest.mark.parametrize("number", [0, 1, 65_535, 65_536, 2**31 - 1, 2**31, 3_000_000_000, 2**40 - 1])

@@ -5,7 +5,9 @@ What is traced has no value to check; each function says what becomes of it.
 
 from __future__ import annotations
 
+import inspect
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -19,6 +21,11 @@ from jaxprune._arrays import host, tree
 def is_concrete(value: Any) -> bool:
     """Whether a value is known now: neither traced nor a stand-in that has only a shape."""
     return not isinstance(value, Tracer | jax.ShapeDtypeStruct)
+
+
+def is_a(value: Any, *kinds: type) -> bool:
+    """Whether a value is of one of these types, whatever its annotation promises."""
+    return isinstance(value, kinds)
 
 
 def fraction(value: Any, name: str) -> Any:
@@ -62,18 +69,19 @@ def positive(value: Any, name: str, *, zero: bool = False) -> float:
     return number
 
 
-def whole(value: Any, name: str, *, least: int) -> int:
-    """A whole number, of Python or NumPy, as a Python integer.
+def whole(value: Any, name: str, *, least: int | None = 1) -> int:
+    """A concrete whole number, from `least` on if that is given, of Python, NumPy or JAX, as a Python int.
 
     Raises:
-      ValueError: It is less than `least`.
+      ValueError: It is below `least`.
       TypeError: It is not a whole number, or a bool.
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a whole number, {least} or more; got {value!r}.")
-    if value < least:
+    if not _is_real(value) or (isinstance(value, float) or jnp.issubdtype(jnp.result_type(value), jnp.floating)):
+        raise TypeError(f"`{name}` must be a whole number; got {value!r}. Give an int, such as {max(least or 1, 1)}.")
+    number = int(value)
+    if least is not None and number < least:
         raise ValueError(f"`{name}` must be {least} or more; got {value}.")
-    return int(value)
+    return number
 
 
 def finite(path: str, leaf: Any, what: str, fix: str) -> None:
@@ -91,6 +99,14 @@ def finite(path: str, leaf: Any, what: str, fix: str) -> None:
     is_finite = np.isfinite(array) if isinstance(array, np.ndarray) else jnp.isfinite(array)
     if not bool(is_finite.all()):
         raise ValueError(f"The {what} of '{path}' hold NaN or infinity; finite numbers are needed. {fix}")
+
+
+def warn(message: str) -> None:
+    """Warns the caller of the library: the line that is named is the first outside of it."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "jaxprune":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _is_real(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +11,12 @@ import jax
 import numpy as np
 
 from jaxprune.typing import Params, Where
+
+
+class Path(str):
+    """A path in a tree, with the names beside its last part: what `b` is depends on whether there is a `w`."""
+
+    siblings: frozenset[str]
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
@@ -29,12 +37,6 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 def paths(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """The path of each leaf, in the order of `jax.tree.leaves`."""
     return [path_of(key_path) for key_path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of many names, quoted, for a message."""
-    shown = ", ".join(f"'{name}'" for name in names[:4])
-    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown or "none"
 
 
 def is_array(leaf: Any) -> bool:
@@ -74,7 +76,7 @@ def flatten(tree: Params, *others: Any, names: tuple[str, ...] = ()) -> tuple[li
     """
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     columns = [_flatten_up_to(tree, treedef, other, name) for other, name in _named(others, names)]
-    keys = [path_of(key_path) for key_path, _ in with_paths]
+    keys = _with_siblings([path_of(key_path) for key_path, _ in with_paths])
     leaves = [leaf for _, leaf in with_paths]
     return list(zip(keys, leaves, *columns, strict=True)), treedef
 
@@ -102,15 +104,118 @@ def partition(
 
 
 def choose(where: Where, tree: Params) -> Params:
-    """The tree with `None` in place of each leaf that `where` does not pick."""
-    return map_with_path(lambda path, leaf: leaf if where(path, leaf) else None, tree)
+    """The tree with `None` in place of each leaf that `where` does not pick. Errors as in `map_picked`."""
+    return map_picked(lambda path, leaf: leaf, where, tree)
+
+
+def map_picked(
+    function: Callable[..., Any], where: Where, tree: Params, *others: Any, names: tuple[str, ...] = ()
+) -> Any:
+    """Maps `function(path, leaf, *others)` over the leaves that `where` picks; the rest get `None`.
+
+    Raises:
+      ValueError: It picks none of the leaves that there are; the message names some. Or see `flatten`.
+      TypeError: `where` is not a function of path and leaf, or the tree is no pytree of arrays.
+    """
+    if not callable(where) or not takes(where, 2):
+        raise TypeError(
+            f"`where` must be a function `(path, leaf) -> bool`; got {where!r}. For a part of a path give "
+            f"`filters.named('kernel')`."
+        )
+    if jax.tree_util.all_leaves([tree]) and not is_array(tree) and tree is not None:
+        raise TypeError(f"The parameters must be a pytree of arrays; got {tree!r}. They come before the sparsity.")
+    rows, treedef = flatten(tree, *others, names=names)
+    picked = [bool(where(*row[:2])) for row in rows]
+    if rows and not any(picked):
+        raise ValueError(f"`where` picks no leaf; there are {kinds(tree)}. The default picks floating-point kernels.")
+    return treedef.unflatten([function(*row) if chosen else None for row, chosen in zip(rows, picked, strict=True)])
+
+
+def matcher(rule: Any) -> Callable[[str], bool]:
+    """A predicate over paths: itself, or whether a regular expression is found in the path.
+
+    Raises:
+      ValueError: The expression is not regular.
+      TypeError: It is neither.
+    """
+    if callable(rule):
+        return lambda path: bool(rule(path))
+    if not isinstance(rule, str):
+        raise TypeError(f"A path is matched by a regular expression or a function of it; got {rule!r}.")
+    try:
+        expression = re.compile(rule)
+    except re.error as error:
+        raise ValueError(
+            f"{rule!r} is not a regular expression: {error}. Put a backslash before special ones."
+        ) from error
+    return lambda path: expression.search(path) is not None
+
+
+def takes(function: Callable[..., Any], number: int) -> bool:
+    """Whether a function can be called with so many positional arguments, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*[None] * number)
+    except TypeError:
+        return False
+    return True
+
+
+def kinds(tree: Params) -> str:
+    """The paths of a tree and what is there, for an error: "'kernel' (float32 (8, 16)), 'step' (int)"."""
+    rows, _ = flatten(tree)
+    kinds = [f"{leaf.dtype} {tuple(leaf.shape)}" if is_array(leaf) else type(leaf).__name__ for _, leaf in rows]
+    return listed([f"'{row[0]}' ({kind})" for row, kind in zip(rows, kinds, strict=True)])
+
+
+def some(paths: Sequence[str]) -> str:
+    """A few paths, quoted, and how many there are besides."""
+    return listed([f"'{path}'" for path in paths])
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """A few names and how many there are besides: "'a', 'b' and 7 more"."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + rest
 
 
 def check_floating(path: str, leaf: Any) -> None:
-    """Raises a `TypeError` that names the path unless `leaf` is an array of real floating-point numbers."""
+    """Raises a `TypeError` that names the path unless `leaf` is an array of real floating-point numbers.
+
+    Of two, four or eight bytes: narrower ones have too few values to rank weights by, some of them no 0.
+    """
     if not is_floating(leaf):
         got = f"dtype {leaf.dtype}" if is_array(leaf) else type(leaf).__name__
         raise TypeError(f"'{path}' must be a floating-point array to be pruned; got {got}. Leave it out with `where=`.")
+    check_width(path, leaf)
+
+
+def check_width(path: str, leaf: Any) -> None:
+    """Raises a `TypeError` that names the path if `leaf` holds floats of one byte or less, or integers of less."""
+    if not is_array(leaf):
+        return
+    jnp = jax.numpy
+    is_narrow_float = is_floating(leaf) and leaf.dtype.itemsize not in (2, 4, 8)
+    if is_narrow_float or (jnp.issubdtype(leaf.dtype, jnp.integer) and jnp.iinfo(leaf.dtype).bits < 8):
+        raise TypeError(
+            f"'{path}' has dtype {leaf.dtype}; weights are pruned in bfloat16, float16, float32 or float64. Cast it "
+            f"first, or leave it out with `where=`."
+        )
+
+
+def _with_siblings(paths: list[str]) -> list[Path]:
+    by_parent: dict[str, list[Path]] = {}
+    found = [Path(path) for path in paths]
+    for path in found:
+        by_parent.setdefault(path.rpartition("/")[0], []).append(path)
+    for beside in by_parent.values():
+        names = frozenset(path.rpartition("/")[2] for path in beside)
+        for path in beside:
+            path.siblings = names
+    return found
 
 
 def _named(others: tuple[Any, ...], names: tuple[str, ...]) -> list[tuple[Any, str]]:

@@ -102,11 +102,22 @@ def rounded(number: Float[Array, "..."]) -> Wide:
     return Wide(high.astype(jnp.int32), (whole - high * (1 << _DIGIT)).astype(jnp.int32))
 
 
-def product(count: int, factor: Int[Array, ""]) -> Wide:
-    """`count * factor` for a count below 2**20 and a factor from 0 to 2**20."""
-    upper, lower = count * (factor >> 10), count * (factor & 1023)
-    shifted = Wide(upper >> (_DIGIT - 10), (upper & ((1 << (_DIGIT - 10)) - 1)) << 10)
-    return plus(shifted, of(lower))
+def share(count: int | Int[Array, ""], part: Int[Array, ""], whole: Int[Array, ""]) -> Wide:
+    """`count * part / whole` rounded, half to even, in 32-bit integers: a long division, six bits of `count` a step.
+
+    Args:
+      count: Below `END`, or below 2**31 if it is traced.
+      part: From 0 to `whole`.
+      whole: From 1 to 2**24.
+    """
+    bits = max(count.bit_length(), 1) if isinstance(count, int) else 31
+    quotient, remainder = of(0), jnp.int32(0)
+    for shift in reversed(range(0, bits, 6)):
+        dividend = remainder * 64 + part * ((count >> shift) & 63)
+        quotient = carried(quotient.high << 6, (quotient.low << 6) + lax.div(dividend, whole))
+        remainder = lax.rem(dividend, whole)
+    is_above = (2 * remainder > whole) | ((2 * remainder == whole) & (quotient.low % 2 == 1))
+    return plus(quotient, of(is_above.astype(jnp.int32)))
 
 
 def at_most(first: Wide, bound: Wide) -> Wide:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, UInt
+from jaxtyping import Array, Bool, Float, UInt
 
 
 def opaque_indices(number: int, always: Bool[Array, ""]) -> list[UInt[Array, ""]]:
@@ -50,3 +50,14 @@ def kept_in_loop(varying: Any, *arrays: Any) -> tuple[Any, ...]:
     """
     *same, _ = lax.optimization_barrier((*arrays, varying))
     return tuple(same)
+
+
+def shares_of(largest: Float[Array, ""], *arrays: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
+    """Arrays over the largest of their finite magnitudes, or as they are if that is 0.
+
+    XLA divides by a number by multiplying with its inverse, which is 0 of a number above 2**126, and infinite of one
+    below 2**-128 (JAX 0.10 on a CPU; `pytest tests/test_budgets.py -k vanish`). Powers of two bring both near to 1.
+    """
+    near = jnp.where(largest > 2.0**64, 2.0**-64, jnp.where(largest < 2.0**-64, 2.0**64, 1.0)).astype(largest.dtype)
+    divisor = jnp.where(largest > 0, largest * near, jnp.ones_like(largest))
+    return tuple(array * near.astype(array.dtype) / divisor.astype(array.dtype) for array in arrays)

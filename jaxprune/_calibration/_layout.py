@@ -24,6 +24,10 @@ class Layout:
     axes: dict[str, Axes]
     without: dict[str, str]
 
+    def is_kernel(self, path: str, leaf: Any) -> bool:
+        """Whether a parameter is multiplied by: for `where=`, in place of what its name and shape suggest."""
+        return path in self.axes and tree.is_floating(leaf)
+
     def summed(self, params: Params) -> Any:
         """The axis that each parameter is summed over, for `NM(n, m, axis=...)`.
 

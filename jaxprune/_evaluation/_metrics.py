@@ -29,6 +29,7 @@ class LeafSummary(NamedTuple):
       size: Its number of weights.
       kept: How many of them remain; degrees of freedom for a frequency mask.
       sparsity: The fraction removed.
+      picked: Whether the leaf has a mask; without masks, whether it would get one by default.
     """
 
     path: str
@@ -36,6 +37,7 @@ class LeafSummary(NamedTuple):
     size: int
     kept: int
     sparsity: float
+    picked: bool = True
 
 
 def sparsity(params: Params, masks: Masks | None = None) -> Float[Array, ""]:
@@ -67,23 +69,23 @@ def compression_ratio(params: Params, masks: Masks | None = None) -> Float[Array
     """All parameters over those kept, dense leaves included: 10 means a tenth of the model is left.
 
     Returns:
-      A float32 scalar, at least 1; infinity where nothing is left.
+      A float32 scalar, at least 1; infinity where nothing is left of something, 1 where there are no parameters.
 
     References:
       Blalock et al., 2020, "What is the State of Neural Network Pruning?", sec. 2.2.
     """
     size, kept = _totals(params, masks, dense_too=True)
-    return size / kept
+    return jnp.where(size > 0, size / kept, jnp.ones_like(kept))
 
 
 def relative_size_change(params: Params, masks: Masks | None = None) -> Float[Array, ""]:
     """(kept - all) / all over all parameters, the source article's compression ratio: -0.9 means 90 % smaller.
 
     Returns:
-      A float32 scalar in [-1, 0]: 1 / compression_ratio - 1.
+      A float32 scalar in [-1, 0]: 1 / compression_ratio - 1; 0 where there are no parameters.
     """
     size, kept = _totals(params, masks, dense_too=True)
-    return (kept - size) / size
+    return (kept - size) / jnp.maximum(size, 1)
 
 
 def count_params(params: Params) -> int:
@@ -112,26 +114,37 @@ def nbytes(params: Params, masks: Masks | None = None) -> int:
     return total
 
 
-def summary(params: Params, masks: Masks | None = None) -> list[LeafSummary]:
-    """What each leaf keeps, in order, for the leaves that `sparsity` counts.
+def summary(params: Params, masks: Masks | None = None, *, dense: bool = False) -> list[LeafSummary]:
+    """What each leaf keeps, in order, for the leaves that were picked: those that `sparsity` counts.
+
+    Args:
+      params: Any pytree of arrays.
+      masks: With the structure of `params`; see `sparsity`.
+      dense: Also list the floating-point leaves that were not picked.
 
     Examples:
       >>> params = {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)}
       >>> for row in summary(params, jaxprune.magnitude(params, 0.75)):
       ...     print(row.path, row.kept, row.size, row.sparsity)
       kernel 5 20 0.75
+      >>> [row.path for row in summary(params, jaxprune.magnitude(params, 0.75), dense=True) if not row.picked]
+      ['bias']
     """
+    found = {path: wide.exact(kept) for path, _, kept in _kept(params, masks)}
     rows = []
-    for path, leaf, kept in _kept(params, masks):
-        number = wide.exact(kept)
-        removed = 1 - number / leaf.size if leaf.size else 0.0
-        rows.append(LeafSummary(path, leaf.shape, leaf.size, number, removed))
+    for path, leaf in tree.flatten(params)[0]:
+        if path in found or (dense and tree.is_floating(leaf)):
+            kept = found[path] if path in found else int(leaf.size)
+            removed = 1 - kept / leaf.size if leaf.size else 0.0
+            rows.append(LeafSummary(path, leaf.shape, leaf.size, kept, removed, path in found))
     return rows
 
 
 def _kept(params: Params, masks: Masks | None) -> list[tuple[str, Any, Any]]:
     if masks is None:
         rows = [(path, leaf) for path, leaf in tree.flatten(params)[0] if is_kernel(path, leaf)]
+        for row in rows:
+            tree.check_width(*row)
         return [(path, leaf, wide.counted(leaf != 0)) for path, leaf in rows]
     rows = tree.flatten(params, masks, names=("masks",))[0]
     return [(path, leaf, verbs.count(path, leaf, mask)) for path, leaf, mask in rows if mask is not None]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._arrays import meshes
+from jaxprune._arrays import checks, meshes, tree
 from jaxprune.typing import Mask
 
 
@@ -52,34 +52,28 @@ def unpacked(mask: Packed) -> Mask:
     """The boolean mask.
 
     Raises:
-      ValueError: The bits do not fit the shape.
-      TypeError: The bits are not bytes, or the shape no sizes.
+      ValueError: The shape is none, or its bits have another.
+      TypeError: The bits are not uint8.
     """
-    _check(mask)
-    axis = _packed_axis(mask.shape)
-    size = math.prod(mask.shape) if axis is None else mask.shape[axis]
-    if not math.prod(mask.shape):
-        return jnp.zeros(mask.shape, jnp.bool_)
-    bits = jnp.unpackbits(jnp.asarray(mask.bits), axis=axis, count=size)
-    return bits.reshape(mask.shape).astype(jnp.bool_)
-
-
-def _check(mask: Packed) -> None:
-    shape: Any = mask.shape
-    if not isinstance(shape, tuple) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
-        raise TypeError(
-            f"The shape of a `Packed` must be a tuple of sizes, 0 or more; got {shape!r}. Pack the mask anew."
+    shape = mask.shape
+    if not checks.is_a(shape, tuple) or not all(checks.is_a(n, int, np.integer) and n >= 0 for n in shape):
+        raise ValueError(
+            f"The shape of a packed mask must be a tuple of integers from 0 on; got {shape!r}. Pack it anew."
         )
-    if not isinstance(mask.bits, jax.Array | np.ndarray) or mask.bits.dtype != np.uint8:
-        got = getattr(mask.bits, "dtype", type(mask.bits).__name__)
-        raise TypeError(f"The bits of a `Packed` must be a uint8 array; got {got}. Pack the mask anew.")
     axis = _packed_axis(shape)
     expected = (-(-math.prod(shape) // 8),) if axis is None else (*shape[:axis], shape[axis] // 8, *shape[axis + 1 :])
+    if not tree.is_array(mask.bits) or mask.bits.dtype != jnp.uint8:
+        got = mask.bits.dtype if tree.is_array(mask.bits) else type(mask.bits).__name__
+        raise TypeError(f"The bits of a packed mask must be uint8; got {got}. Pack the mask anew.")
     if mask.bits.shape != expected:
         raise ValueError(
-            f"The bits of a `Packed` of shape {shape} must have shape {expected}; got {mask.bits.shape}. Pack the mask "
-            "anew."
+            f"The bits of a packed mask of shape {shape} must have shape {expected}; got {mask.bits.shape}. They "
+            f"belong to another mask."
         )
+    if not math.prod(shape):
+        return jnp.zeros(shape, jnp.bool_)
+    bits = jnp.unpackbits(jnp.asarray(mask.bits), axis=axis, count=math.prod(shape) if axis is None else shape[axis])
+    return bits.reshape(shape).astype(jnp.bool_)
 
 
 def _packed_axis(shape: tuple[int, ...]) -> int | None:

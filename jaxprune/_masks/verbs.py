@@ -30,6 +30,7 @@ def apply(path: str, leaf: Any, mask: Any) -> Any:
     if mask is None:
         return leaf
     if isinstance(mask, Spectral):
+        tree.check_floating(path, leaf)
         return mask.project(leaf)
     return jnp.where(meshes.like(checked(path, leaf, mask), leaf), leaf, jnp.zeros_like(leaf))
 
@@ -57,6 +58,7 @@ def checked(path: str, leaf: Any, mask: Any) -> Mask:
       ValueError: It does not broadcast against the leaf.
       TypeError: It is not a boolean array.
     """
+    tree.check_width(path, leaf)
     if isinstance(mask, Packed):
         raise TypeError(f"The mask of '{path}' is packed; call `jaxprune.unpack(masks)` first.")
     if not tree.is_array(mask) or mask.dtype != jnp.bool_:

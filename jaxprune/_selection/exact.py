@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxprune import patterns
-from jaxprune._arrays import host, meshes, tree, wide
+from jaxprune._arrays import checks, host, meshes, tree, wide
 from jaxprune._arrays.wide import Wide
 from jaxprune._selection import counting, introselect, requests
 from jaxprune.typing import Counts, Mask, Masks, Pattern, Score, Scores, SelectingPattern
@@ -29,8 +29,9 @@ def select(
     Args:
       scores: Floating arrays; `None` leaves stay dense.
       keep: For each leaf how many groups of the pattern to keep, from 0 to all of them; or one number for all leaves
-        together, which then compete with each other. Ignored by a pattern that fixes its sparsity. Where there are
-        2**31 groups or more, a traced number is a `jaxprune.budgets.Wide`, as `budgets.keep_count` makes it.
+        together, which then compete with each other. Ignored by a pattern that fixes its sparsity. Traced numbers are
+        clipped to what there is; of 2**31 groups or more they are a `jaxprune.budgets.Wide`, as `budgets.keep_count`
+        makes it.
       pattern: What is removed together.
       absolute: Keep the highest absolute values. That spares memory and a pass over it where the pattern is
         `Unstructured`, since absolute values need not be written down.
@@ -40,7 +41,7 @@ def select(
 
     Raises:
       ValueError: A count is out of range, a leaf does not fit the pattern, or the structures differ.
-      TypeError: Scores are not floating.
+      TypeError: Scores are not floating, a count is not a whole number, or the pattern is none.
 
     Examples:
       >>> scores = {"a": jnp.array([[3.0, 1.0], [2.0, 2.0]])}
@@ -50,7 +51,7 @@ def select(
     """
     if absolute and not isinstance(pattern, patterns.Unstructured):
         scores, absolute = magnitudes(scores), False
-    jointly = isinstance(keep, int | np.integer | Wide) or (tree.is_array(keep) and keep.ndim == 0)
+    jointly = isinstance(keep, int | float | str | np.generic | Wide) or (tree.is_array(keep) and keep.ndim == 0)
     if jointly:
         rows, treedef = tree.flatten(scores)
         counts = [keep]
@@ -140,6 +141,8 @@ def counts_of_highest(scores: Scores, total: Any, *, pattern: Pattern = patterns
       int32 scalars with the structure of `scores`; `Wide` for a leaf of 2**31 groups or more.
     """
     rows, treedef = tree.flatten(scores)
+    if not rows:
+        return scores
     pooled = _pooled(_here(rows), requests.by_leaf(pattern, scores))
     counted = _checked_count("all leaves", total, sum(p.size for p in pooled))
     kept = _highest(pooled, [counted], jointly=True, absolute=False)
@@ -153,12 +156,13 @@ def _checked_count(name: str, count: Any, size: int) -> int | Int[Array, ""] | W
     if isinstance(count, Wide):
         checked = wide.at_most(count, wide.of(size))
         return checked if size >= 2**31 else wide.clipped(checked)
-    if isinstance(count, jax.Array):
+    if isinstance(count, Tracer) and jnp.issubdtype(count.dtype, jnp.integer) and count.ndim == 0:
         checked = jnp.clip(count.astype(jnp.int32), 0, min(size, 2**31 - 1))
         return wide.of(checked) if size >= 2**31 else checked
-    if count is None or not 0 <= count <= size:
+    number = None if count is None else checks.whole(count, f"keep-count of {name}", least=None)
+    if number is None or not 0 <= number <= size:
         raise ValueError(f"The keep-count of {name} must be an integer from 0 to {size}; got {count}.")
-    return wide.of(int(count)) if size >= 2**31 else int(count)
+    return wide.of(number) if size >= 2**31 else number
 
 
 def _highest(

@@ -43,7 +43,7 @@ def dft(
       budget: How the sparsity is spread over the leaves.
 
     Returns:
-      A tree of `Spectral` masks.
+      A tree of `Spectral` masks; `None` for leaves that were not picked or are empty.
 
     Raises:
       ValueError: An axis does not exist in a leaf; the message names its path. Or `keep` or `transform` is unknown.
@@ -52,14 +52,13 @@ def dft(
         raise ValueError(
             f"`dft` needs keep='energy', 'low' or 'high' and transform='dft' or 'dct'; got {keep!r}, {transform!r}."
         )
-    rows, treedef = tree.flatten(tree.choose(where, params))
+    settled = requests.settled(UNSTRUCTURED, sparsity, budget)
+    rows, treedef = tree.flatten(tree.map_picked(_unless_empty, where, params))
     normalised = [_axes_of(path, leaf, axes) for path, leaf in rows]
     rankings = [_ranking(leaf, a, keep, transform) for (_, leaf), a in zip(rows, normalised, strict=True)]
     shapes = [leaf.shape for _, leaf in rows]
     spread = [frequency.spread(r, s, a, transform) for r, s, a in zip(rankings, shapes, normalised, strict=True)]
-    counts = jax.tree.leaves(
-        budget(treedef.unflatten(spread), requests.settled(UNSTRUCTURED, sparsity, budget), UNSTRUCTURED)
-    )
+    counts = jax.tree.leaves(budget(treedef.unflatten(spread), settled, UNSTRUCTURED))
     return treedef.unflatten(
         [
             frequency.Spectral(frequencies.select_frequencies(r, count, s, a, transform), a, transform)
@@ -68,8 +67,12 @@ def dft(
     )
 
 
-def _axes_of(path: str, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+def _unless_empty(path: str, leaf: Any) -> Any:
     tree.check_floating(path, leaf)
+    return leaf if leaf.size else None
+
+
+def _axes_of(path: str, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
     try:
         return frequency.normalise_axes(leaf.shape, axes)
     except ValueError as error:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxprune import budgets, patterns, structured
 from jaxprune import scores as scoring
+from jaxprune._arrays import checks
 from jaxprune._selection import exact, requests
 from jaxprune._strategies._from_scores import from_scores
 from jaxprune.filters import is_kernel
@@ -24,7 +25,7 @@ def slim(
     coupling: Coupling | None = None,
     scores: Scores | structured.UnitScores | None = None,
     norm: Literal["l1", "l2"] = "l2",
-    axis: int = -1,
+    axis: int | None = None,
     aggregate: structured.Aggregate = "mean",
     normalize: bool = True,
     round_to: int = 1,
@@ -45,7 +46,8 @@ def slim(
       scores: Per-weight scores to average over each unit, in place of the norm; with a coupling also a
         `structured.UnitScores`.
       norm: The criterion where no scores are given.
-      axis: Without a coupling, the axis of the output units: -1 for Flax and Haiku, 0 for Equinox.
+      axis: Without a coupling, the axis of the output units. `None` is -1, right for Flax and Haiku; Equinox and torch
+        have them on axis 0, and a kernel called `weight` gets a warning where no axis is given.
       aggregate: With a coupling, how the scores of all weights of a unit become one.
       normalize: With a coupling, divide by the mean over the group, so that groups compare under a global budget.
       round_to: Keep a multiple of so many units, at least one such multiple, as hardware likes it.
@@ -69,6 +71,8 @@ def slim(
       >>> masks["first"].shape, masks["second"].shape
       ((1, 8), (8, 1))
     """
+    if coupling is not None and not checks.is_a(coupling, Coupling):
+        raise TypeError(f"`coupling` must come from `couple(fun, params, *args)`; got {coupling!r}.")
     if coupling is not None:
         return masks_of_best_units(
             params, sparsity, coupling, scores=scores, norm=norm, aggregate=aggregate, normalize=normalize,
@@ -76,8 +80,7 @@ def slim(
         )  # fmt: skip
     if isinstance(scores, structured.UnitScores) or isinstance(budget, structured.Fitted):
         raise TypeError("Scores per unit and budgets of their cost need `coupling=`. Make it with `couple`.")
-    if round_to < 1:
-        raise ValueError(f"`round_to` must be at least 1; got {round_to}.")
+    round_to = checks.whole(round_to, "round_to")
     pattern = patterns.Channel(axis)
     if scores is None:
         scores = scoring.magnitude(params, norm=norm, where=where)

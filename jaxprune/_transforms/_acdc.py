@@ -70,4 +70,6 @@ def acdc(
             lambda: _state.keep_all(params, masks),
         )
 
-    return refreshed(optimizer, start, refresh, Times("acdc", begin, end, every))
+    times = Times("acdc", begin, end, every)
+    _inputs.check(sparsity, "sparsity", 0, end - begin)
+    return refreshed(optimizer, start, refresh, times)

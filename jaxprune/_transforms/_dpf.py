@@ -81,6 +81,7 @@ def dpf(
     """
     optimizer = optax.with_extra_args_support(optimizer)
     times = Times("dpf", begin, end, every)
+    _inputs.check(sparsity, "sparsity", 0, end - begin)
 
     def init_fn(params: Params) -> FeedbackState:
         masks = _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))

@@ -45,7 +45,8 @@ def gradual(
       any other.
 
     Raises:
-      ValueError: Not 0 <= begin <= end, or every < 1.
+      ValueError: Not 0 <= begin <= end, or every < 1; or the sparsity at the first or the last refresh is not between
+        0 and 1. Between these, what a schedule gives is clipped.
 
     Examples:
       >>> schedule = optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=100)
@@ -64,4 +65,5 @@ def gradual(
         return _inputs.call(strategy, params, grads, _inputs.at(sparsity, step - begin))
 
     times = Times("gradual", begin, end, every)
+    _inputs.check(sparsity, "sparsity", 0, end - begin)
     return refreshed(optimizer, start, refresh, times, regrown_wait=False, packed=packed)

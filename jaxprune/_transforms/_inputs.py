@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxprune._arrays import checks
 from jaxprune.typing import Grads, Masks, Params, PRNGKey, Sparsity
 
 Schedule: TypeAlias = Callable[[Any], Any] | float
@@ -60,6 +61,18 @@ def call(strategy: Strategy, params: Params, grads: Grads, sparsity: Sparsity | 
 def shapes(strategy: Strategy, params: Params, sparsity: Schedule | None) -> Masks:
     """The shapes of the masks that a strategy will return."""
     return jax.eval_shape(lambda p: call(strategy, p, p, at(sparsity, jnp.int32(0))), params)
+
+
+def check(schedule: Schedule | None, name: str, *steps: int) -> None:
+    """Checks the fraction that a constant is or that a schedule gives at some steps, unless it is traced.
+
+    Raises:
+      ValueError: It is out of range or NaN.
+      TypeError: It is not a number.
+    """
+    if schedule is not None:
+        for step in steps:
+            checks.fraction(*(schedule(jnp.int32(step)), f"{name}({step})") if callable(schedule) else (schedule, name))
 
 
 def at(schedule: Schedule | None, step: Any) -> Any:

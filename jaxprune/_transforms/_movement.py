@@ -88,6 +88,7 @@ def movement(
     """
     optimizer, learner = optax.with_extra_args_support(optimizer), optax.with_extra_args_support(learner)
     times = Times("movement", begin, end, every)
+    _inputs.check(sparsity, "sparsity", 0, end - begin)
 
     def init_fn(params: Params) -> MovementState:
         chosen = tree.choose(where, params)

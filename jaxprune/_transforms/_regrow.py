@@ -40,6 +40,7 @@ def regrowing(
       per_leaf: Exchange within each leaf, or over all leaves.
       pattern: What is exchanged together.
     """
+    _inputs.check(drop, "drop", 0, times.end - times.begin)
     if drop is None:
         drop = optax.cosine_decay_schedule(0.3, max(1, times.end - times.begin))
 

@@ -40,9 +40,7 @@ def checked(kernel: Kernel, width: tuple[int, ...], pattern: Any, sparsity: Spar
             )
     elif not isinstance(pattern, patterns.Unstructured):
         raise TypeError(f"The pattern must be `Unstructured()` or `NM(n, m)`; got {pattern}.")
-    sparsity = requests.without_budget(pattern, sparsity)
-    budgets.keep_count(kernel.size, sparsity)  # raises where it is out of range
-    return sparsity
+    return requests.without_budget(pattern, sparsity)
 
 
 def checked_options(**options: float | None) -> None:

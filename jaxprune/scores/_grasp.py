@@ -34,6 +34,4 @@ def grasp(loss: Callable[[Params], Float[Array, ""]], params: Params, *, where: 
     leaves, rebuild = tree.partition(params, tree.is_floating)
     gradient = jax.grad(lambda leaves: loss(rebuild(leaves)))
     product = rebuild(jax.jvp(gradient, (leaves,), (gradient(leaves),))[1])
-    return tree.map_with_path(
-        lambda path, leaf, curvature: jnp.multiply(leaf, curvature) if where(path, leaf) else None, params, product
-    )
+    return tree.map_picked(lambda path, leaf, curvature: jnp.multiply(leaf, curvature), where, params, product)

@@ -30,11 +30,9 @@ def magnitude(params: Params, *, norm: Literal["l1", "l2"] = "l1", where: Where 
     """
 
     def score(path: str, leaf: Any) -> Any:
-        if not where(path, leaf):
-            return None
         tree.check_floating(path, leaf)
         return jnp.abs(leaf) if norm == "l1" else jnp.square(leaf.astype(tree.promote(leaf.dtype, jnp.float32)))
 
     if norm not in ("l1", "l2"):
         raise ValueError(f"`norm` must be 'l1' or 'l2'; got {norm!r}.")
-    return tree.map_with_path(score, params)
+    return tree.map_picked(score, where, params)

@@ -27,8 +27,6 @@ def map_measured(
     """
 
     def score(path: str, leaf: Any, statistic: Any) -> Any:
-        if statistic is None if where is None else not where(path, leaf):
-            return None
         tree.check_floating(path, leaf)
         if not isinstance(statistic, kind):
             raise ValueError(
@@ -39,10 +37,17 @@ def map_measured(
             checks.finite(path, measured, "statistics", "Look for NaN in the batches.")
         return function(leaf.astype(tree.promote(leaf.dtype, jnp.float32)), statistic)
 
-    found = tree.map_with_path(score, params, statistics, names=("statistics",))
+    if where is not None:
+        return tree.map_picked(score, where, params, statistics, names=("statistics",))
+    found = tree.map_with_path(
+        lambda path, leaf, statistic: None if statistic is None else score(path, leaf, statistic),
+        params,
+        statistics,
+        names=("statistics",),
+    )
     if not jax.tree.leaves(found):
         raise ValueError(
-            f"No leaf was picked that has a statistic; there are {tree.some(tree.paths(params))}. Give what "
-            "`calibrate` returned for these parameters, and look at `where=`."
+            f"No leaf has a statistic; there are {tree.some(tree.paths(params))}. Give what `calibrate` returned for "
+            "these parameters."
         )
     return found

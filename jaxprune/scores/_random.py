@@ -23,10 +23,21 @@ def random(key: PRNGKey, params: Params, *, where: Where = is_kernel) -> Scores:
     Returns:
       float32 scores.
     """
+    _check_key(key)
     chosen = tree.choose(where, params)
     leaves, treedef = jax.tree.flatten(chosen)
     keys = jax.random.split(key, max(1, len(leaves)))
     return treedef.unflatten([_drawn(k, leaf) for k, leaf in zip(keys, leaves, strict=False)])
+
+
+def _check_key(key: Any) -> None:
+    is_typed = tree.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    is_raw = tree.is_array(key) and key.dtype == jnp.uint32 and key.ndim == 1
+    if not is_typed and not is_raw:
+        raise TypeError(
+            "`random` takes a key first; got "
+            f"{type(key).__name__}. Call `random(jax.random.key(0), params)`, with the sparsity last for masks."
+        )
 
 
 def _drawn(key: PRNGKey, leaf: Any) -> Any:

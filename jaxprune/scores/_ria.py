@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxprune._arrays import checks
 from jaxprune.scores._measured import map_measured
 from jaxprune.scores._wanda import sizes
 from jaxprune.statistics import Norm
@@ -17,8 +18,8 @@ def ria(params: Params, statistics: Statistics, *, power: float = 0.5, where: Wh
 
     $$\left(\frac{|W_{ij}|}{\sum_k |W_{kj}|} + \frac{|W_{ij}|}{\sum_k |W_{ik}|}\right) \lVert x_i \rVert_2^a$$
 
-    The first share is among the weights of the same output, the second among those of the same input. So a single small
-    input or output keeps more of its weights than under `wanda`, though at a high sparsity it may lose all of them.
+    The first share is among the weights of the same output, the second among those of the same input: inputs and
+    outputs whose weights are all small compete on equal terms, so that fewer of them lose all of theirs.
 
     Args:
       params: Any pytree, kernels in any layout.
@@ -35,6 +36,7 @@ def ria(params: Params, statistics: Statistics, *, power: float = 0.5, where: Wh
     References:
       Zhang et al., 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", eq. 4.
     """
+    power = checks.real(power, "power")
 
     def score(kernel: Any, norm: Norm) -> Any:
         size = jnp.abs(kernel)

@@ -41,9 +41,7 @@ def synflow(fun: Callable[..., Any], params: Params, *args: Any, where: Where = 
         return sum(jnp.sum(out) for out in outputs if tree.is_floating(out))
 
     grads = rebuild(jax.grad(flow)(leaves))
-    return tree.map_with_path(
-        lambda path, leaf, grad: jnp.abs(leaf * grad) if where(path, leaf) else None, positive, grads
-    )
+    return tree.map_picked(lambda path, leaf, grad: jnp.abs(leaf * grad), where, positive, grads)
 
 
 def _ones(leaf: Any) -> Any:

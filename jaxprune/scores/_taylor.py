@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import tree, xla
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Grads, Params, Scores, Where
 
@@ -31,10 +32,8 @@ def taylor(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
     """
 
     def score(path: str, leaf: Any, grad: Any) -> Any:
-        if not where(path, leaf):
-            return None
         tree.check_floating(path, leaf)
-        if grad is None or grad.shape != leaf.shape:
+        if not tree.is_floating(grad) or grad.shape != leaf.shape:
             raise ValueError(
                 f"'{path}' has shape {leaf.shape}; its gradient has {getattr(grad, 'shape', None)}. "
                 f"Take `jax.grad` of the loss at these parameters."
@@ -42,7 +41,7 @@ def taylor(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
         wide = tree.promote(leaf.dtype, jnp.float32)
         return jnp.abs(leaf.astype(wide) * grad.astype(wide))
 
-    return tree.map_with_path(score, params, grads, names=("gradients",))
+    return tree.map_picked(score, where, params, grads, names=("gradients",))
 
 
 def snip(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
@@ -57,11 +56,23 @@ def snip(params: Params, grads: Grads, *, where: Where = is_kernel) -> Scores:
       where: Picks the leaves; the rest get `None`.
 
     Returns:
-      float32 scores that sum to 1 over the tree.
+      float32 scores (float64 for float64 parameters) that sum to 1 over the tree, up to rounding; all 0 where all
+      gradients are. Those that are infinite or NaN stay so and do not count towards the sum.
 
     References:
       Lee et al., 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", eq. 6.
     """
     sensitivity = taylor(params, grads, where=where)
-    total = sum((jnp.sum(score) for score in jax.tree.leaves(sensitivity)), jnp.zeros(()))
-    return jax.tree.map(lambda score: score / jnp.maximum(total, jnp.finfo(score.dtype).tiny), sensitivity)
+    leaves = jax.tree.leaves(sensitivity)
+    finite = [jnp.where(jnp.isfinite(score), score, jnp.zeros_like(score)) for score in leaves]
+    # Over the largest at first, since the sum may overflow.
+    largest = functools.reduce(_larger, [jnp.max(score, initial=0) for score in finite], jnp.float32(0))
+    sums = [jnp.sum(share, dtype=jnp.float32) for share in xla.shares_of(largest, *finite)]
+    total = jnp.maximum(sum(sums, jnp.float32(0)), 1)  # the largest alone is 1, unless all are 0
+    shares = [share / total.astype(share.dtype) for share in xla.shares_of(largest, *leaves)]
+    return jax.tree.unflatten(jax.tree.structure(sensitivity), shares)
+
+
+def _larger(first: Any, second: Any) -> Any:
+    dtype = tree.promote(first.dtype, second.dtype)
+    return jnp.maximum(first.astype(dtype), second.astype(dtype))
