@@ -309,7 +309,6 @@ SHAPES = [(5, 16), (3, 5), (16, 3), (20,)]
 
 
 @pytest.mark.wrong_types
-@pytest.mark.xfail(reason="`unpack` does not check its bits yet", strict=False)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("damage", PACKED.values(), ids=PACKED)
 def test_a_damaged_packed_mask(damage, shape):
