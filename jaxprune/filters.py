@@ -31,14 +31,19 @@ class Filter:
 
     function: Where
 
+    def __post_init__(self) -> None:
+        tree.check_where(self.function)
+
     def __call__(self, path: str, leaf: Any) -> bool:
         """Whether to pick the leaf."""
         return self.function(path, leaf)
 
     def __and__(self, other: Where) -> Filter:
+        tree.check_where(other)
         return Filter(lambda path, leaf: self(path, leaf) and other(path, leaf))
 
     def __or__(self, other: Where) -> Filter:
+        tree.check_where(other)
         return Filter(lambda path, leaf: self(path, leaf) or other(path, leaf))
 
     def __invert__(self) -> Filter:

@@ -28,6 +28,12 @@ def is_a(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds)
 
 
+def function(value: Any, name: str, example: str) -> None:
+    """Raises a `TypeError` unless a value can be called."""
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function; got {type(value).__name__}. Give, for example, `{example}`.")
+
+
 def fraction(value: Any, name: str) -> Any:
     """A number between 0 and 1: a Python float if it is concrete, as it is if it is traced.
 

@@ -117,13 +117,8 @@ def map_picked(
       ValueError: It picks none of the leaves that there are; the message names some. Or see `flatten`.
       TypeError: `where` is not a function of path and leaf, or the tree is no pytree of arrays.
     """
-    if not callable(where) or not takes(where, 2):
-        raise TypeError(
-            f"`where` must be a function `(path, leaf) -> bool`; got {where!r}. For a part of a path give "
-            f"`filters.named('kernel')`."
-        )
-    if jax.tree_util.all_leaves([tree]) and not is_array(tree) and tree is not None:
-        raise TypeError(f"The parameters must be a pytree of arrays; got {tree!r}. They come before the sparsity.")
+    check_where(where)
+    check_tree(tree)
     rows, treedef = flatten(tree, *others, names=names)
     picked = [bool(where(*row[:2])) for row in rows]
     if rows and not any(picked):
@@ -149,6 +144,21 @@ def matcher(rule: Any) -> Callable[[str], bool]:
             f"{rule!r} is not a regular expression: {error}. Put a backslash before special ones."
         ) from error
     return lambda path: expression.search(path) is not None
+
+
+def check_where(where: Any) -> None:
+    """Raises a `TypeError` unless `where` can be called with a path and a leaf."""
+    if not callable(where) or not takes(where, 2):
+        raise TypeError(
+            f"`where` must be a function `(path, leaf) -> bool`; got {where!r}. For a part of a path give "
+            f"`filters.named('kernel')`."
+        )
+
+
+def check_tree(tree: Params) -> None:
+    """Raises a `TypeError` for a number, a function or a string in place of parameters."""
+    if jax.tree_util.all_leaves([tree]) and not is_array(tree):
+        raise TypeError(f"The parameters must be a pytree of arrays; got {tree!r}. They come before the sparsity.")
 
 
 def takes(function: Callable[..., Any], number: int) -> bool:

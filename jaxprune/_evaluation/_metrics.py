@@ -90,6 +90,7 @@ def relative_size_change(params: Params, masks: Masks | None = None) -> Float[Ar
 
 def count_params(params: Params) -> int:
     """The number of floating-point parameters."""
+    tree.check_tree(params)
     return sum(leaf.size for leaf in jax.tree.leaves(params) if tree.is_floating(leaf))
 
 
@@ -110,7 +111,7 @@ def nbytes(params: Params, masks: Masks | None = None) -> int:
             continue
         mask = rest[0] if rest else None
         total += wide.exact(verbs.count(path, leaf, mask)) * leaf.dtype.itemsize
-        total += sum(array.nbytes for array in jax.tree.leaves(verbs.pack(mask)))
+        total += sum(array.nbytes for array in jax.tree.leaves(verbs.pack(path, mask)))
     return total
 
 

@@ -46,15 +46,25 @@ def pack(masks: Masks) -> Masks:
     Returns:
       The same tree with a `Packed` in place of each boolean array, inside each `Spectral` too.
 
+    Raises:
+      TypeError: A mask is not boolean; the message names its path.
+
     Examples:
       >>> pack({"kernel": jnp.ones((4, 16), bool), "bias": None})["kernel"].nbytes
       8
     """
-    return _map(verbs.pack, masks)
+    return jax.tree_util.tree_map_with_path(
+        lambda key_path, mask: verbs.pack(tree.path_of(key_path), mask), masks, is_leaf=verbs.is_mask
+    )
 
 
 def unpack(packed: Masks) -> Masks:
-    """The masks that `pack` was given."""
+    """The masks that `pack` was given.
+
+    Raises:
+      ValueError: The bits of a mask do not fit its shape.
+      TypeError: They are not uint8.
+    """
     return _map(verbs.unpack, packed)
 
 
@@ -62,7 +72,8 @@ def intersection(first: Masks, second: Masks) -> Masks:
     """Keeps what both keep. `None` keeps everything.
 
     Raises:
-      ValueError: The trees differ in structure, or two frequency masks in axes or transform.
+      ValueError: The trees differ in structure, two masks in shape, or two frequency masks in axes or transform.
+      TypeError: A mask is neither boolean nor `Spectral`.
     """
     return _combine(jnp.logical_and, lambda mask: mask, first, second)
 
@@ -98,9 +109,18 @@ def _map(function: Callable[..., Any], *trees: Masks) -> Any:
 
 
 def _combine(operation: Callable[..., Any], with_dense: Callable[[Any], Any], first: Masks, second: Masks) -> Masks:
-    def leaf(a: Any, b: Any) -> Any:
+    def leaf(path: str, a: Any, b: Any) -> Any:
         if a is None or b is None:
             return with_dense(b if a is None else a)
-        return verbs.combine(operation, a, b)
+        return verbs.combine(path, operation, a, b)
 
-    return _map(leaf, first, second)
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(first, is_leaf=verbs.is_mask)
+    try:
+        others = treedef.flatten_up_to(second)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"Both trees of masks must have the structure of one model; got {treedef} and "
+            f"{jax.tree.structure(second, is_leaf=verbs.is_mask)}."
+        ) from error
+    rows = zip(with_paths, others, strict=True)
+    return treedef.unflatten([leaf(tree.path_of(key_path), mask, other) for (key_path, mask), other in rows])

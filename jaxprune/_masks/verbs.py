@@ -61,12 +61,7 @@ def checked(path: str, leaf: Any, mask: Any) -> Mask:
     tree.check_width(path, leaf)
     if isinstance(mask, Packed):
         raise TypeError(f"The mask of '{path}' is packed; call `jaxprune.unpack(masks)` first.")
-    if not tree.is_array(mask) or mask.dtype != jnp.bool_:
-        got = f"dtype {mask.dtype}" if tree.is_array(mask) else type(mask).__name__
-        raise TypeError(
-            f"The mask of '{path}' must be a boolean array, a `Spectral` or `None`; got {got}. "
-            f"Compare to get one, e.g. `mask != 0`."
-        )
+    check_boolean(path, mask)
     shape = jnp.shape(leaf)
     try:
         fits = mask.shape == shape or jnp.broadcast_shapes(mask.shape, shape) == shape
@@ -78,6 +73,16 @@ def checked(path: str, leaf: Any, mask: Any) -> Mask:
             f"Give the mask the parameter's shape, or size 1 along the axes it does not tell apart."
         )
     return mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
+
+
+def check_boolean(path: str, mask: Any) -> None:
+    """Raises a `TypeError` that names the path unless a mask is a boolean array."""
+    if not tree.is_array(mask) or mask.dtype != jnp.bool_:
+        got = f"dtype {mask.dtype}" if tree.is_array(mask) else type(mask).__name__
+        raise TypeError(
+            f"The mask of '{path}' must be a boolean array, a `Spectral` or `None`; got {got}. "
+            f"Compare to get one, e.g. `mask != 0`."
+        )
 
 
 def count(path: str, leaf: Any, mask: Any) -> Int[Array, ""] | Wide | int:
@@ -96,12 +101,13 @@ def count(path: str, leaf: Any, mask: Any) -> Int[Array, ""] | Wide | int:
     return jnp.sum(mask, dtype=jnp.int32) * repeats
 
 
-def pack(mask: Any) -> Any:
+def pack(path: str, mask: Any) -> Any:
     """The mask at one bit per entry."""
     if mask is None or isinstance(mask, Packed):
         return mask
     if isinstance(mask, Spectral):
-        return mask._replace(keep=pack(mask.keep))
+        return mask._replace(keep=pack(path, mask.keep))
+    check_boolean(path, mask)
     return packing.packed(mask)
 
 
@@ -124,15 +130,27 @@ def keep_all(leaf: Any, mask: Any) -> Any:
     return None if mask is None else meshes.ones(mask.shape, leaf)
 
 
-def combine(operation: Callable[..., Any], first: Any, second: Any) -> Any:
+def combine(path: str, operation: Callable[..., Any], first: Any, second: Any) -> Any:
     """The operation on two masks of the same kind, neither of them `None`.
 
     Raises:
-      ValueError: They are of different kinds, or frequency masks of different axes or transforms.
+      ValueError: They are of different kinds or shapes, or frequency masks of different axes or transforms.
+      TypeError: One is packed, or not boolean.
     """
+    for mask in (first, second):
+        if isinstance(mask, Packed):
+            raise TypeError(f"The mask of '{path}' is packed; call `jaxprune.unpack(masks)` first.")
+        check_boolean(path, mask.keep if isinstance(mask, Spectral) else mask)
     if isinstance(first, Spectral) != isinstance(second, Spectral):
         raise ValueError("A frequency mask and a weight mask of the same leaf cannot be combined; chain `apply`.")
     if not isinstance(first, Spectral):
+        try:
+            jnp.broadcast_shapes(first.shape, second.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"The masks of '{path}' have shape {first.shape} and shape {second.shape}, which do not broadcast. "
+                f"Make both for the same parameters."
+            ) from error
         return operation(first, second)
     if (first.axes, first.transform) != (second.axes, second.transform):
         raise ValueError(

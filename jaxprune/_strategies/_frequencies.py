@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxprune import budgets
-from jaxprune._arrays import meshes, tree
+from jaxprune._arrays import checks, meshes, tree
 from jaxprune._masks import frequency
 from jaxprune._selection import frequencies, requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED
@@ -52,6 +52,8 @@ def dft(
         raise ValueError(
             f"`dft` needs keep='energy', 'low' or 'high' and transform='dft' or 'dct'; got {keep!r}, {transform!r}."
         )
+    if not checks.is_a(axes, tuple, list) or not all(checks.is_a(axis, int) for axis in axes):
+        raise TypeError(f"`axes` must be a tuple of integers; got {axes!r}. Give, for example, (-2, -1).")
     settled = requests.settled(UNSTRUCTURED, sparsity, budget)
     rows, treedef = tree.flatten(tree.map_picked(_unless_empty, where, params))
     normalised = [_axes_of(path, leaf, axes) for path, leaf in rows]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxprune import budgets
 from jaxprune import scores as scoring
-from jaxprune._arrays import meshes
+from jaxprune._arrays import checks, meshes
 from jaxprune._masks import masking
 from jaxprune._selection import requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED, from_scores
@@ -126,7 +126,7 @@ def synflow(
     Raises:
       ValueError: `rounds` is not positive.
     """
-    if rounds < 1:
+    if checks.whole(rounds, "rounds", least=None) < 1:
         raise ValueError(f"`synflow` needs at least one round; got {rounds}.")
     args = inputs if isinstance(inputs, tuple) else (inputs,)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Params, Scores, Where
 
@@ -28,17 +28,25 @@ def synflow(fun: Callable[..., Any], params: Params, *args: Any, where: Where = 
     Returns:
       Scores in the parameters' dtypes.
 
+    Raises:
+      TypeError: `fun` is not a function, or returns no floating-point array.
+
     References:
       Tanaka et al., 2020, "Pruning neural networks without any data by iteratively conserving synaptic flow", alg. 1.
     """
+    checks.function(fun, "fun", "model.apply")
+    tree.check_tree(params)
     ones = jax.tree.map(_ones, args)
     positive = jax.tree.map(lambda leaf: jnp.abs(leaf) if tree.is_floating(leaf) else leaf, params)
 
     leaves, rebuild = tree.partition(positive, tree.is_floating)
 
     def flow(leaves: list[Any]) -> Any:
-        outputs = jax.tree.leaves(fun(rebuild(leaves), *ones))
-        return sum(jnp.sum(out) for out in outputs if tree.is_floating(out))
+        outputs = fun(rebuild(leaves), *ones)
+        floating = [jnp.sum(out) for out in jax.tree.leaves(outputs) if tree.is_floating(out)]
+        if not floating:
+            raise TypeError(f"`fun` returns no floating-point array, but {tree.kinds(outputs)}. Return the logits.")
+        return sum(floating)
 
     grads = rebuild(jax.grad(flow)(leaves))
     return tree.map_picked(lambda path, leaf, grad: jnp.abs(leaf * grad), where, positive, grads)

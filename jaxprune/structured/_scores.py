@@ -73,6 +73,10 @@ def of_norms(
 def _of_leaves(
     leaves: Mapping[str, Any], coupling: Coupling, norm: Norm | None, aggregate: Aggregate, normalize: bool
 ) -> UnitScores:
+    if norm not in (None, "l1", "l2") or aggregate not in ("mean", "sum", "max"):
+        raise ValueError(
+            f"`norm` must be 'l1' or 'l2' and `aggregate` 'mean', 'sum' or 'max'; got {norm!r} and {aggregate!r}."
+        )
     xp = _namespace(leaves.values())
     found = {group.name: _pool(group, leaves, coupling, norm, aggregate, xp) for group in coupling.groups}
     return UnitScores({name: _normalized(x, xp) if normalize else x for name, x in found.items()})
