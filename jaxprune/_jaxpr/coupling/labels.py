@@ -339,9 +339,9 @@ def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             else:
                 labeling.forest.freeze(operand.axes[axis], "a window slides along it")
         axes.append(operands[0].axes[axis] if passes else labeling.forest.frozen(width, "a window slides along it"))
-    holds = operands[0].holds
-    if eqn.primitive.name == "reduce_window":
-        holds = [_computed(operands, axis, shape[axis]) for axis in range(len(axes))]
+    # The users' own reduction of zeros may be something else.
+    zero = [held is Holds.ZERO and eqn.primitive.name != "reduce_window" for held in operands[0].holds]
+    holds = [Holds.ZERO if none else _computed(operands, a, shape[a]) for a, none in enumerate(zero)]
     return [labelled(axes, holds)]
 
 
