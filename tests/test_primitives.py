@@ -201,3 +201,41 @@ def test_positions_of_another_order_in_each_layer_of_a_scan():
     params = kernels(up=(3, 3, 4), down=(3, 4, 3))
     assert couple(fun, params, floats(2, 3)).groups[0].layers == 3
     assert shrunk_groups(fun, params, floats(2, 3)) == [(4, {"up[2]", "down[1]"})]
+
+
+WHERE = jnp.array([0, 2])
+INDEXED = {
+    "looked_up": lambda p, x: jax.vmap(lambda i: p["up"][i])(WHERE)[:, None],
+    "dynamically": lambda p, x: jax.vmap(lambda i: jax.lax.dynamic_index_in_dim(p["up"], i))(WHERE),
+    "layers_of_each": lambda p, x: jax.vmap(lambda row, i: row @ p["stack"][i])(x, WHERE),
+    "sliced": lambda p, x: jax.vmap(lambda y, i: jax.lax.dynamic_slice_in_dim(y, i, 2))(x @ p["up"], WHERE),
+    "written": lambda p, x: jax.vmap(lambda y, i: jnp.zeros((4, 8)).at[i].set(y[0]))(x @ p["up"], WHERE),
+    "added": lambda p, x: jax.vmap(lambda y, i: jnp.zeros((4, 8)).at[i].add(y[0]))(x @ p["up"], WHERE),
+    "updated": lambda p, x: jax.vmap(lambda y, i: jax.lax.dynamic_update_index_in_dim(jnp.ones((4, 8)), y[0], i, 0))(
+        x @ p["up"], WHERE
+    ),
+}
+
+
+def test_indices_that_vmap_batches_let_channels_pass():
+    def fun(p, x):
+        return [jnp.tanh(layer(p[name], x)) @ p[name]["down"] for name, layer in INDEXED.items()]
+
+    params = {name: kernels(up=(5, 8), down=(8, 3)) for name in INDEXED}
+    params["layers_of_each"] = kernels(stack=(3, 5, 8), down=(8, 3))
+    expected = [(8, {f"{name}/down[0]", f"{name}/up[1]"}) for name in INDEXED if name != "layers_of_each"]
+    expected.insert(2, (8, {"layers_of_each/down[0]", "layers_of_each/stack[2]"}))
+    assert shrunk_groups(fun, params, floats(2, 3, 5)) == expected
+
+
+def test_heads_pass_a_cache_that_is_written_under_vmap():
+    def fun(p, x):
+        keys = (x @ p["k"]).reshape(2, 4, 2)
+
+        def one(cache, key, i):
+            return jax.vmap(lambda c, k: jax.lax.dynamic_update_slice(c, k[None], (i, 0)))(cache, key)
+
+        cache = jax.vmap(one)(jnp.zeros((2, 4, 5, 2)), keys, WHERE)
+        return jnp.einsum("bhtk,hkd->btd", jnp.tanh(cache), p["o"])
+
+    assert shrunk_groups(fun, kernels(k=(5, 8), o=(4, 2, 3)), floats(2, 5)) == [(4, {"k[1]", "o[0]"})]
