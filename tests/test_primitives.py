@@ -1,5 +1,6 @@
 """Primitives that code written elsewhere is full of: what they tie together, shrink, count and multiply."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,3 +202,216 @@ def test_positions_of_another_order_in_each_layer_of_a_scan():
     params = kernels(up=(3, 3, 4), down=(3, 4, 3))
     assert couple(fun, params, floats(2, 3)).groups[0].layers == 3
     assert shrunk_groups(fun, params, floats(2, 3)) == [(4, {"up[2]", "down[1]"})]
+
+
+WHERE = jnp.array([0, 2])
+INDEXED = {
+    "looked_up": lambda p, x: jax.vmap(lambda i: p["up"][i])(WHERE)[:, None],
+    "dynamically": lambda p, x: jax.vmap(lambda i: jax.lax.dynamic_index_in_dim(p["up"], i))(WHERE),
+    "layers_of_each": lambda p, x: jax.vmap(lambda row, i: row @ p["stack"][i])(x, WHERE),
+    "sliced": lambda p, x: jax.vmap(lambda y, i: jax.lax.dynamic_slice_in_dim(y, i, 2))(x @ p["up"], WHERE),
+    "written": lambda p, x: jax.vmap(lambda y, i: jnp.zeros((4, 8)).at[i].set(y[0]))(x @ p["up"], WHERE),
+    "added": lambda p, x: jax.vmap(lambda y, i: jnp.zeros((4, 8)).at[i].add(y[0]))(x @ p["up"], WHERE),
+    "updated": lambda p, x: jax.vmap(lambda y, i: jax.lax.dynamic_update_index_in_dim(jnp.ones((4, 8)), y[0], i, 0))(
+        x @ p["up"], WHERE
+    ),
+}
+
+
+def test_indices_that_vmap_batches_let_channels_pass():
+    def fun(p, x):
+        return [jnp.tanh(layer(p[name], x)) @ p[name]["down"] for name, layer in INDEXED.items()]
+
+    params = {name: kernels(up=(5, 8), down=(8, 3)) for name in INDEXED}
+    params["layers_of_each"] = kernels(stack=(3, 5, 8), down=(8, 3))
+    expected = [(8, {f"{name}/down[0]", f"{name}/up[1]"}) for name in INDEXED if name != "layers_of_each"]
+    expected.insert(2, (8, {"layers_of_each/down[0]", "layers_of_each/stack[2]"}))
+    assert shrunk_groups(fun, params, floats(2, 3, 5)) == expected
+
+
+def test_heads_pass_a_cache_that_is_written_under_vmap():
+    def fun(p, x):
+        keys = (x @ p["k"]).reshape(2, 4, 2)
+
+        def one(cache, key, i):
+            return jax.vmap(lambda c, k: jax.lax.dynamic_update_slice(c, k[None], (i, 0)))(cache, key)
+
+        cache = jax.vmap(one)(jnp.zeros((2, 4, 5, 2)), keys, WHERE)
+        return jnp.einsum("bhtk,hkd->btd", jnp.tanh(cache), p["o"])
+
+    assert shrunk_groups(fun, kernels(k=(5, 8), o=(4, 2, 3)), floats(2, 5)) == [(4, {"k[1]", "o[0]"})]
+
+
+EXPERTS, WIDTH, HIDDEN, TOKENS, EACH = 4, 6, 8, 10, 2
+MIXTURE = kernels(router=(WIDTH, EXPERTS), up=(EXPERTS, WIDTH, HIDDEN), down=(EXPERTS, HIDDEN, WIDTH))
+
+
+def routed(p, x):
+    return jax.lax.top_k(jax.nn.softmax(x @ p["router"]), EACH)
+
+
+def by_ragged_products(p, x):
+    weights, experts = routed(p, x)
+    order = jnp.argsort(experts.reshape(-1))
+    sizes = jnp.bincount(experts.reshape(-1), length=EXPERTS)
+    hidden = jnp.tanh(jax.lax.ragged_dot(x[order // EACH], p["up"], sizes))
+    out = jax.lax.ragged_dot(hidden, p["down"], sizes)
+    return (jnp.zeros_like(out).at[order].set(out).reshape(TOKENS, EACH, WIDTH) * weights[..., None]).sum(1)
+
+
+def by_gathered_kernels(p, x):
+    weights, experts = routed(p, x)
+    hidden = jnp.tanh(jnp.einsum("td,tkdh->tkh", x, p["up"][experts]))
+    return jnp.einsum("tkd,tk->td", jnp.einsum("tkh,tkhd->tkd", hidden, p["down"][experts]), weights)
+
+
+def by_kernels_of_each_token(p, x):
+    weights, experts = routed(p, x)
+
+    def token(x, chosen, weights):
+        return sum(weights[i] * (jnp.tanh(x @ p["up"][chosen[i]]) @ p["down"][chosen[i]]) for i in range(EACH))
+
+    return jax.vmap(token)(x, experts, weights)
+
+
+def by_one_hot_vectors(p, x):
+    weights, experts = routed(p, x)
+    dispatch = jax.nn.one_hot(experts, EXPERTS)
+    hidden = jnp.tanh(jnp.einsum("etd,edh->eth", jnp.einsum("tke,td->etd", dispatch, x), p["up"]))
+    out = jnp.einsum("eth,ehd->etd", hidden, p["down"])
+    return jnp.einsum("etd,tke,tk->td", out, dispatch, weights)
+
+
+def by_a_loop(p, x):
+    weights, experts = routed(p, x)
+    out = jnp.zeros_like(x)
+    for i in range(EXPERTS):
+        share = jnp.where(experts == i, weights, 0.0).sum(1)
+        out = out + share[:, None] * (jnp.tanh(x @ p["up"][i]) @ p["down"][i])
+    return out
+
+
+def by_buckets(p, x):
+    weights, experts = routed(p, x)
+    flat = experts.reshape(-1)
+    marks = jax.nn.one_hot(flat, EXPERTS, dtype=jnp.int32)
+    slot = (jnp.cumsum(marks, 0) * marks).sum(1) - 1
+    buckets = jnp.zeros((EXPERTS, TOKENS, WIDTH)).at[flat, slot].set(jnp.repeat(x, EACH, 0))
+    hidden = jnp.tanh(jnp.einsum("ecd,edh->ech", buckets, p["up"]))
+    out = jnp.einsum("ech,ehd->ecd", hidden, p["down"])[flat, slot].reshape(TOKENS, EACH, WIDTH)
+    return (out * weights[..., None]).sum(1)
+
+
+SPARSE = (by_ragged_products, by_gathered_kernels, by_kernels_of_each_token)
+DENSE = (by_one_hot_vectors, by_a_loop, by_buckets)
+
+
+@pytest.mark.parametrize("fun", SPARSE + DENSE, ids=lambda fun: fun.__name__)
+def test_hidden_widths_of_experts_are_units(fun):
+    assert (HIDDEN, {"up[2]", "down[1]"}) in shrunk_groups(fun, MIXTURE, floats(TOKENS, WIDTH))
+
+
+@pytest.mark.parametrize("fun", SPARSE + DENSE, ids=lambda fun: fun.__name__)
+def test_experts_have_their_layouts_and_products(fun):
+    x = floats(TOKENS, WIDTH)
+    axes = jaxprune.layout(fun, MIXTURE, x).axes
+    assert {(path, axes[path].inputs, axes[path].stacked) for path in ("up", "down")} == {
+        ("up", (1,), (0,)),
+        ("down", (1,), (0,)),
+    }
+    rows = TOKENS * EACH if fun in SPARSE else TOKENS * EXPERTS
+    by_leaf = jaxprune.macs(fun, MIXTURE, x).by_leaf
+    assert [by_leaf[path] for path in ("router", "up", "down")] == [
+        TOKENS * WIDTH * EXPERTS,
+        rows * WIDTH * HIDDEN,
+        rows * WIDTH * HIDDEN,
+    ]
+
+
+@pytest.mark.parametrize("fun", SPARSE, ids=lambda fun: fun.__name__)
+def test_experts_are_measured_by_the_tokens_that_they_see(fun):
+    params, batches = randomised(MIXTURE), [data(TOKENS, WIDTH, seed=seed) for seed in (1, 2)]
+    x = jnp.concatenate(batches)
+    sees = (routed(params, x)[1][..., None] == jnp.arange(EXPERTS)).any(1)
+    hidden = jnp.tanh(jnp.einsum("td,edh->eth", x, params["up"]))
+    counts = sees.sum(0)
+    assert len(set(counts.tolist())) > 1
+    got = jaxprune.calibrate(fun, params, batches, statistic="gram")
+    assert got["up"].count.tolist() == got["down"].count.tolist() == counts.tolist()
+    expected = jnp.einsum("te,ti,tj->eij", sees.astype(x.dtype), x, x) / counts[:, None, None]
+    np.testing.assert_allclose(got["up"].mean, expected, atol=1e-5)
+    expected = jnp.einsum("te,eti,etj->eij", sees.astype(x.dtype), hidden, hidden) / counts[:, None, None]
+    np.testing.assert_allclose(got["down"].mean, expected, atol=1e-5)
+    norms = jaxprune.calibrate(fun, params, batches)
+    expected = jnp.einsum("te,eti->ei", sees.astype(x.dtype), hidden**2) / counts[:, None]
+    np.testing.assert_allclose(norms["down"].mean_square[..., 0], expected, atol=1e-5)
+
+
+def test_experts_in_the_order_of_their_groups_do_not_take_valid():
+    with pytest.raises(ValueError, match="'up': its samples are in the order of their groups"):
+        jaxprune.calibrate(
+            by_ragged_products, randomised(MIXTURE), [data(TOKENS, WIDTH)], valid=lambda x: x[:, 0] > 0,
+            where=lambda path, _: path == "up",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fun", "options"),
+    [(by_ragged_products, {}), (by_gathered_kernels, {"damping": 0.01, "correction": 0.0})],
+    ids=["corrected", "uncorrected"],
+)
+def test_experts_are_pruned_one_by_one(fun, options):
+    params, batches = randomised(MIXTURE), [data(TOKENS, WIDTH)]
+    _, masks = jaxprune.sparsegpt(fun, params, batches, 0.5, where=lambda path, _: path != "router", **options)
+    assert masks["up"].mean((1, 2)).tolist() == masks["down"].mean((1, 2)).tolist() == [0.5] * EXPERTS
+    if options:
+        gram = jaxprune.calibrate(fun, params, batches, statistic="gram")["up"].gram[1]
+        assert masks["up"][1].tolist() == jaxprune.layerwise.sparsegpt(params["up"][1], gram, 0.5)[1].tolist()
+
+
+def test_statistics_that_are_shared_over_a_named_axis_let_channels_pass():
+    """Batch normalisation over a named axis, with its gradient once masked and once shrunk."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.BatchNorm(use_running_average=False, axis_name="batch")(nn.Dense(8, use_bias=False)(x)))
+            return nn.Dense(3)(x)
+
+    def fun(variables, x):
+        return Block().apply(variables, x, mutable="batch_stats")
+
+    def over_devices(variables, x):
+        return jax.vmap(lambda x: fun(variables, x), axis_name="batch")(x)
+
+    variables = jax.eval_shape(jax.vmap(lambda x: Block().init(jax.random.key(0), x), axis_name="batch"), data(2, 4, 5))
+    variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
+    x = data(2, 4, 5)
+    coupling = couple(over_devices, variables, x)
+    assert [group.width for group in coupling.groups] == [8]
+    params = randomised(variables)
+    masks = unit_masks(coupling, params)
+    small, small_params, plan = shrink(over_devices, params, masks, coupling)
+    compare(jax.jit(small)(small_params, x)[0], over_devices(masking.apply(params, masks), x)[0], 1e-5)
+
+    def gradients(model, variables):
+        def on_one(x):
+            def loss(trained):
+                return jax.lax.pmean(jnp.square(model({**variables, "params": trained}, x)[0]).sum(), "batch")
+
+            return jax.lax.pmean(jax.grad(loss)(variables["params"]), "batch")
+
+        return jax.tree.map(lambda leaf: leaf[0], jax.jit(jax.vmap(on_one, axis_name="batch"))(x))
+
+    expected = gradients(fun, masking.apply(params, masks))
+    compare(gradients(jaxprune.shrink_fun(fun, plan), small_params), plan.take(expected), 1e-4)
+
+
+def test_a_model_under_pmap_has_units_and_says_why_it_has_no_layout():
+    def fun(p, x):
+        return jax.pmap(lambda x: jax.lax.pmean(jnp.tanh(x @ p["up"]), "devices") @ p["down"], "devices")(x)
+
+    params, x = kernels(up=(5, 8), down=(8, 3)), floats(1, 2, 5)
+    assert shrunk_groups(fun, params, x) == [(8, {"up[1]", "down[0]"})]
+    assert jaxprune.macs(fun, params, x).by_leaf == {"up": 80, "down": 48}
+    assert jaxprune.layout(fun, params, x).without["up"] == "'shard_map' takes it"

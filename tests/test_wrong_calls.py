@@ -407,7 +407,12 @@ row("AtSparsity", lambda: targets.AtSparsity(50), ValueError, "50")
 row("AtSparsity", lambda: targets.AtSparsity(0.5, rounds=0), ValueError, "round")
 row("Within", lambda: targets.Within(-1), ValueError, "tolerance")
 row("AtMost", lambda: targets.AtMost(1.0, None), TypeError, "cost")
-TRAINER = dict(init=lambda p, m: None, step=lambda p, s, b: (p, s), batches=lambda i, e: [], evaluate=lambda p: 1.0)
+TRAINER = {
+    "init": lambda p, m: None,
+    "step": lambda p, s, b: (p, s),
+    "batches": lambda i, e: [],
+    "evaluate": lambda p: 1.0,
+}
 row(
     "prune_retrain",
     lambda: jaxprune.prune_retrain(PARAMS, jaxprune.magnitude, jaxprune.Trainer(**TRAINER), 0.5),

@@ -11,8 +11,10 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,12 +94,13 @@ def _take_gram(state: Mean, product: Product, use: Use, valid: Any, *references:
 
     All matrices are concatenated along the last axis, the Gram matrix first.
     """
-    rows, samples, start = _rows(product.inputs(), use.inputs, valid)
+    seen = product.inputs()
+    rows, samples, start, _ = _rows(seen, use.inputs, valid)
     if rows.shape[-1] != state.mean.shape[-2]:
         raise UnsupportedProduct("a product sums over a part of its inputs only")
     others = [rows, *(_rows(reference.inputs(), use.inputs, valid).values for reference in references)]
     total = jnp.concatenate([_summed(rows, other, samples) for other in others], axis=-1)
-    count = _count(valid, rows.shape[:samples], rows.shape[samples:-1])
+    count = _count(_counting(seen, valid), rows.shape[:samples], rows.shape[samples:-1])
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
 
@@ -142,11 +145,15 @@ def _empty_inputs_by_outputs(shape: Sequence[int], use: Use) -> Mean:
 
 
 def _take_inputs_by_outputs(state: Mean, product: Product, use: Use, valid: Any) -> Mean:
-    rows, samples, start = _rows(product.inputs(), use.inputs, valid)
+    seen = product.inputs()
+    rows, samples, start, _ = _rows(seen, use.inputs, valid)
     columns = _rows(product.outputs(), use.outputs, valid).values
     if rows.shape[:-1] != columns.shape[:-1] or (rows.shape[-1], columns.shape[-1]) != state.mean.shape[-2:]:
         raise UnsupportedProduct("its inputs and outputs do not have the same samples")
-    total, count = _summed(rows, columns, samples), _count(valid, rows.shape[:samples], rows.shape[samples:-1])
+    total, count = (
+        _summed(rows, columns, samples),
+        _count(_counting(seen, valid), rows.shape[:samples], rows.shape[samples:-1]),
+    )
     return _into(state, Mean(total / _divisor(count)[..., None, None], count), start, merge_means)
 
 
@@ -156,12 +163,39 @@ def _finish_inputs_by_outputs(state: Mean, shape: Sequence[int], use: Use) -> Fl
     return total.reshape(-1, *total.shape[-2:])
 
 
-NORM = Kind(_empty_norm, _take_norm, _finish_norm)
-VARIANCE = Kind(_empty_variance, _take_variance, _finish_variance)
-GRAM = Kind(_empty_gram, _take_gram, _finish_gram)
-GRAM_AND_CROSS = Kind(functools.partial(_empty_gram, matrices=2), _take_gram, _finish_gram_and_cross)
+def _at_each_position(take: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes the samples of each position apart where the program computes which kernel of a stack each one uses."""
+
+    def take_all(state: Any, product: Product, use: Use, valid: Any, *references: Product) -> Any:
+        axis = product.looked_up()
+        if axis is None:
+            return take(state, product, use, valid, *references)
+        # In the order of their groups, samples cannot be found again: neither in the batch nor in another model's.
+        in_order = product.part.looked_up is not None
+        if valid is not None and not in_order:
+            raise UnsupportedProduct("its samples are in the order of their groups, and `valid` gave the batch's")
+        products = [product, *(reference if in_order else product for reference in references)]
+
+        def take_one(position: Any, state: Any) -> Any:
+            there = [one.at(position) for one in products]
+            # Another model may route a sample elsewhere: those count that both send here.
+            members = functools.reduce(operator.and_, (one.members for one in there))
+            first, *others = (dataclasses.replace(one, members=members) for one in there)
+            return take(state, first, use, valid, *others)
+
+        return lax.fori_loop(0, max(array.shape[axis] for array in jax.tree.leaves(state)), take_one, state)
+
+    return take_all
+
+
+NORM = Kind(_empty_norm, _at_each_position(_take_norm), _finish_norm)
+VARIANCE = Kind(_empty_variance, _at_each_position(_take_variance), _finish_variance)
+GRAM = Kind(_empty_gram, _at_each_position(_take_gram), _finish_gram)
+GRAM_AND_CROSS = Kind(functools.partial(_empty_gram, matrices=2), _at_each_position(_take_gram), _finish_gram_and_cross)
 """Two matrices: the products of the inputs with each other, and with the inputs of a reference product."""
-INPUTS_BY_OUTPUTS = Kind(_empty_inputs_by_outputs, _take_inputs_by_outputs, _finish_inputs_by_outputs)
+INPUTS_BY_OUTPUTS = Kind(
+    _empty_inputs_by_outputs, _at_each_position(_take_inputs_by_outputs), _finish_inputs_by_outputs
+)
 """The products of the inputs with `Product.result`, which a caller may replace, summed over samples."""
 
 
@@ -188,18 +222,29 @@ def _wide(values: Any) -> Float[Array, "..."]:
 
 def _counted(seen: AlignedValues, valid: Any) -> tuple[Any, int, Int[Array, "..."]]:
     """The values with 0 for samples that do not count, how many axes the samples have, and how many samples count."""
-    values, samples, _ = seen
+    values, samples, _, _ = seen
     shape, leaf = values.shape[:samples], values.shape[samples:]
+    valid = _counting(seen, valid)
     if valid is not None:
-        valid = _aligned(valid, shape)
         values = jnp.where(valid.reshape(*valid.shape, *(1,) * (values.ndim - valid.ndim)), values, 0)
     return values, samples, _count(valid, shape, leaf)
+
+
+def _counting(seen: AlignedValues, valid: Any) -> Bool[Array, "..."] | None:
+    """Which samples count and are chosen, over the leading axes of the samples; `None` if all do."""
+    shape = seen.values.shape[: seen.samples]
+    if seen.chosen is None:
+        return None if valid is None else _aligned(valid, shape)
+    chosen = jnp.broadcast_to(seen.chosen, shape)
+    if valid is None:
+        return chosen
+    valid = _aligned(valid, shape)
+    return chosen & valid.reshape(*valid.shape, *(1,) * (chosen.ndim - valid.ndim))
 
 
 def _count(valid: Any, samples: Sequence[int], leaf: Sequence[int]) -> Int[Array, "..."]:
     if valid is None:
         return jnp.full(leaf, math.prod(samples), jnp.int32)
-    valid = _aligned(valid, samples)
     each = math.prod(samples) // math.prod(valid.shape)
     return jnp.full(leaf, jnp.sum(valid, dtype=jnp.int32) * each)
 

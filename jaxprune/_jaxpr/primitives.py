@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from jaxprune._jaxpr.walker import jaxpr_and_constants
 
 T = TypeVar("T")
 
-CONTRACTIONS = ("dot_general", "conv_general_dilated")
+CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 CONTROL = ("scan", "while", "cond")
 # Calls that can be rebuilt around smaller operands.
 CALLS = ("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call")
@@ -45,6 +46,14 @@ WITHOUT_PRODUCTS = ELEMENTWISE | frozenset(
     "select_and_gather_add select_and_scatter debug_callback debug_print device_put name axis_index pvary psum "
     "psum2 psum_invariant pmax pmin all_gather all_to_all ppermute reduce_scatter mesh_cast get swap addupdate".split()
 )
+# These change what is known of the devices' values, and not the values.
+VARYING = frozenset(
+    "pvary preduced reduced_vary_cast reduced_vary_cast_p vary_unreduced_cast vary_unreduced_cast_p".split()
+)
+# Collectives that combine, or send on, the same position of every device.
+SAME_ON_DEVICES = VARYING | frozenset(
+    "psum_invariant unreduced_psum unreduced_pmax unreduced_pmin ppermute pbroadcast".split()
+)
 
 
 def _stacked(*arrays: Any, axis: int) -> Any:
@@ -59,8 +68,8 @@ def _unstacked(array: Any, *, axis: int) -> list[Any]:
 COMPOSED: dict[str, Callable[..., Any]] = {"stack": _stacked, "unstack": _unstacked}
 
 _INNER_JAXPR = ("jaxpr", "call_jaxpr")
-# These hold how two numbers are combined, which is no program of their operands.
-_REDUCTIONS = ("reduce", "reduce_window")
+# These hold how two numbers are combined, or what is done to a part of each operand: no program of their operands.
+_NO_CALLS = ("reduce", "reduce_window", "shard_map")
 
 
 def inner_jaxpr(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]]:
@@ -89,10 +98,23 @@ def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
     A call is known by what it holds and not by its name, so that calls of later versions of JAX are looked into too.
     """
     name = eqn.primitive.name
-    if name in (*CONTROL, *_REDUCTIONS) or not (name in COMPOSED or any(key in eqn.params for key in _INNER_JAXPR)):
+    if name in (*CONTROL, *_NO_CALLS) or not (name in COMPOSED or any(key in eqn.params for key in _INNER_JAXPR)):
         return None
     jaxpr, constants = inner_jaxpr(eqn)
     return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
+
+
+def devices_along(eqn: JaxprEqn, spec: Any, rank: int) -> list[int]:
+    """Among how many devices a `shard_map` divides each axis of an operand or a result."""
+    sizes, manual = eqn.params["mesh"].shape, eqn.params["newly_manual_axes"]
+    names = [name if isinstance(name, tuple) else (name,) for name in spec]
+    numbers = [math.prod(sizes[name] for name in along if name in manual) for along in names]
+    return [*numbers, *[1] * (rank - len(numbers))]
+
+
+def number_of_devices(eqn: JaxprEqn) -> int:
+    """How many devices a `shard_map` runs on."""
+    return math.prod(eqn.params["mesh"].shape[name] for name in eqn.params["newly_manual_axes"])
 
 
 def scan_operands(eqn: JaxprEqn, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:

@@ -12,9 +12,16 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.primitives import CONTRACTIONS, WITHOUT_PRODUCTS, callee, while_operands
+from jaxprune._jaxpr.primitives import (
+    CONTRACTIONS,
+    WITHOUT_PRODUCTS,
+    callee,
+    inner_jaxpr,
+    number_of_devices,
+    while_operands,
+)
 from jaxprune._jaxpr.roles import rules
-from jaxprune._jaxpr.roles.parts import Part
+from jaxprune._jaxpr.roles.parts import Digit, Part
 from jaxprune._jaxpr.roles.rules import Value
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
@@ -102,6 +109,26 @@ def _scan(total: Count, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     return [None] * len(eqn.outvars)
 
 
+def _shard_map(total: Count, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """All devices together."""
+    outer, (jaxpr, constants) = total.times, inner_jaxpr(eqn)
+    total.times *= number_of_devices(eqn)
+    _walk(total, jaxpr, constants, [_resized(*pair) for pair in zip(operands, jaxpr.invars, strict=True)])
+    total.times = outer
+    return [None] * len(eqn.outvars)
+
+
+def _all_gather(total: Count, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    del total
+    return [_resized(operand, eqn.outvars[0])]
+
+
+def _resized(value: Value, variable: Any) -> Value:
+    """The same leaves in another shape: which part of them a device has makes no difference to the count."""
+    axes = [(Digit(0, size),) for size in shape_of(variable)]
+    return value and {leaf: part.with_axes(axes) for leaf, part in value.items()}
+
+
 def _while(total: Count, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     _, constants, carry = while_operands(eqn, operands)
     _walk(total, *jaxpr_and_constants(eqn.params["body_jaxpr"]), [*constants, *[None] * len(carry)])
@@ -127,6 +154,8 @@ def _cond(total: Count, eqn: JaxprEqn, _: Any, *operands: Value) -> list[Value]:
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(CONTRACTIONS, _contract),
     "scan": _scan,
+    "shard_map": _shard_map,
+    "all_gather": _all_gather,
     "while": _while,
     "cond": _cond,
 }

@@ -138,7 +138,7 @@ class Plan:
 
     def _changed(self, change: Callable[[str, Any], Any], path: str, node: Any) -> Any:
         if isinstance(node, Packed):
-            through = lambda mask: verbs.pack(change(path, verbs.unpack(mask)))  # noqa: E731
+            through = lambda mask: verbs.pack(path, change(path, verbs.unpack(mask)))  # noqa: E731
             return jax.eval_shape(through, node) if isinstance(node.bits, jax.ShapeDtypeStruct) else through(node)
         name = self._match(path)
         if isinstance(node, Spectral):

@@ -435,3 +435,58 @@ def test_statistics_of_a_batch_on_all_devices_are_those_of_one(mesh, statistic):
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert ours.sharding.is_fully_replicated
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def by_tensor_parallel_layers(p, x):
+    return jax.lax.psum(jax.nn.relu(x @ p["up"]) @ p["down"], "devices")
+
+
+def by_gathered_kernels(p, x):
+    up, down = (jax.lax.all_gather(p[name], "devices", axis=a, tiled=True) for name, a in (("up", 1), ("down", 0)))
+    return jax.nn.relu(x @ up) @ down / jax.lax.psum(1, "devices")
+
+
+def by_an_exchange(p, x):
+    hidden = jax.lax.all_to_all(jax.nn.relu(x @ p["up"]), "devices", 1, 0, tiled=True)
+    return jax.lax.psum(hidden @ p["down"], "devices")
+
+
+def by_scattered_sums(p, x):
+    hidden = jax.lax.psum_scatter(x @ p["up"], "devices", scatter_dimension=1, tiled=True)
+    return jax.lax.psum(
+        jax.lax.ppermute(jax.nn.relu(hidden), "devices", [(i, i) for i in range(8)]) @ p["down"], "devices"
+    )
+
+
+BY_BATCH, BY_OUT, BY_IN, WHOLE = P("devices"), P(None, "devices"), P("devices"), P()
+
+
+@pytest.mark.parametrize(
+    ("layers", "specs", "out", "width"),
+    [
+        (by_tensor_parallel_layers, ({"up": BY_OUT, "down": BY_IN}, WHOLE), WHOLE, 4),
+        (by_gathered_kernels, ({"up": BY_OUT, "down": BY_IN}, BY_BATCH), BY_BATCH, 4),
+        (by_an_exchange, ({"up": WHOLE, "down": BY_IN}, BY_BATCH), WHOLE, 4),
+        (by_scattered_sums, ({"up": P("devices"), "down": BY_IN}, P(None, "devices")), WHOLE, 4),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_layers_on_a_mesh_keep_the_same_units_on_every_device(layers, specs, out, width):
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+
+    def fun(p, x):
+        return jax.shard_map(layers, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)(p, x)
+
+    rng = np.random.default_rng(0)
+    params = {"up": rng.normal(size=(8, 32)).astype("f"), "down": rng.normal(size=(32, 3)).astype("f")}
+    x = rng.normal(size=(16, 8)).astype("f")
+    coupling = jaxprune.couple(fun, params, x)
+    assert [(group.width, {m.path for m in group.members}) for group in coupling.groups] == [(width, {"up", "down"})]
+    assert coupling.macs() == jaxprune.macs(fun, params, x).dense
+    units = coupling.units["up"][1]
+    masks = {"up": np.broadcast_to(units % 2 == 1, (8, 32)), "down": np.broadcast_to(units[:, None] % 2 == 1, (32, 3))}
+    small, small_params, _ = jaxprune.shrink(fun, params, masks, coupling)
+    assert small_params["up"].shape == (8, 16)
+    got = jax.jit(small)(jax.tree.map(np.asarray, small_params), x)
+    expected = jax.jit(fun)({name: params[name] * masks[name] for name in params}, x)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)

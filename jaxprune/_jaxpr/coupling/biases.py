@@ -225,7 +225,7 @@ def _reshape(search: _Search, eqn: JaxprEqn, operand: _Known) -> list[_Known]:
 def _contract(search: _Search, eqn: JaxprEqn, *operands: _Known) -> list[_Known]:
     views = [isinstance(known, _View) for known in operands]
     _note_reads(search, operands)
-    if sum(views) != 1:
+    if sum(views) != 1 or eqn.primitive.name == "ragged_dot_general":
         return [None]
     side = views.index(True)
     kernel = operands[side]

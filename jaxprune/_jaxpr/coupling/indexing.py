@@ -36,10 +36,10 @@ def read_at(eqn: JaxprEqn, indices: Value) -> Known | None:
     return _known(
         shape,
         indices,
-        windows=dict(zip(_windows(shape, *_gone(eqn)), numbers.offset_dims, strict=True)),
+        windows=dict(zip(_windows(shape, *_gone(eqn)), map(int, numbers.offset_dims), strict=True)),
         sizes=eqn.params["slice_sizes"],
-        coordinates=numbers.start_index_map,
-        batched=numbers.operand_batching_dims,
+        coordinates=_ints(numbers.start_index_map),
+        batched=_ints(numbers.operand_batching_dims),
         rows=rows,
     )
 
@@ -47,14 +47,14 @@ def read_at(eqn: JaxprEqn, indices: Value) -> Known | None:
 def written_at(eqn: JaxprEqn, indices: Value) -> Known | None:
     """Where a `scatter` writes, if it is known and no position is written twice."""
     numbers, shape, updates = eqn.params["dimension_numbers"], shape_of(eqn.invars[0]), shape_of(eqn.invars[2])
-    windows = dict(zip(_windows(shape, *_gone(eqn)), numbers.update_window_dims, strict=True))
+    windows = dict(zip(_windows(shape, *_gone(eqn)), map(int, numbers.update_window_dims), strict=True))
     found = _known(
         shape,
         indices,
         windows=windows,
         sizes=[updates[windows[a]] if a in windows else 1 for a in range(len(shape))],
-        coordinates=numbers.scatter_dims_to_operand_dims,
-        batched=numbers.operand_batching_dims,
+        coordinates=_ints(numbers.scatter_dims_to_operand_dims),
+        batched=_ints(numbers.operand_batching_dims),
         rows=[a for a in range(len(updates)) if a not in numbers.update_window_dims],
     )
     return found if found and len(np.unique(found.positions)) == len(found.positions) else None
@@ -85,7 +85,12 @@ def _gone(eqn: JaxprEqn) -> tuple[Sequence[int], Sequence[int]]:
     """Axes of the operand that no slice has."""
     numbers = eqn.params["dimension_numbers"]
     inserted = numbers.collapsed_slice_dims if eqn.primitive.name == "gather" else numbers.inserted_window_dims
-    return inserted, numbers.operand_batching_dims
+    return _ints(inserted), _ints(numbers.operand_batching_dims)
+
+
+def _ints(axes: Sequence[Any]) -> list[int]:
+    """The rules of `vmap` make axes of NumPy's integers."""
+    return [int(axis) for axis in axes]
 
 
 def _windows(shape: Sequence[int], *gone: Sequence[int]) -> list[int]:

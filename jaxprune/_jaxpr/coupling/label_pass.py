@@ -47,11 +47,12 @@ def propagate(
         for name, variable in zip(traced.inputs, jaxpr.invars[len(params) :], strict=True)
     ]
     outputs = labeling.walk(jaxpr, constants, [*params, *inputs])
-    updated = updated_leaves(traced)
+    updated = updated_leaves(traced, stacked=True)
     for position, (name, value) in enumerate(zip(traced.outputs, outputs, strict=True)):
         for axis, axis_labels in enumerate(value.axes):
-            if position in updated:
-                forest.union(axis_labels, leaf_labels[updated[position]][axis])
+            ours = leaf_labels[updated[position]] if position in updated else ()
+            if position in updated and axis >= (stacked := len(value.axes) - len(ours)):
+                forest.union(axis_labels, ours[axis - stacked])
             else:
                 forest.freeze(axis_labels, f"axis {axis} of output '{name}'" if name else f"axis {axis} of the output")
         labeling.escaped += value.axes
@@ -64,10 +65,14 @@ def _input(forest: Forest, name: str, shape: Sequence[int]) -> Value:
     return labelled([forest.frozen(n, f"axis {axis} of argument {name}") for axis, n in enumerate(shape)])
 
 
-def updated_leaves(traced: Traced) -> dict[int, int]:
+def updated_leaves(traced: Traced, *, stacked: bool = False) -> dict[int, int]:
     """Outputs that are parameter leaves returned with new values (running statistics, gradients), by position.
 
     Such an output has the shape of the leaf and, below the position in the returned tuple, the leaf's path or its end.
+
+    Args:
+      traced: The function.
+      stacked: Whether an output may have the new values of every device or sample, along axes before the leaf's.
     """
     shapes = [shape_of(variable) for variable in traced.jaxpr.jaxpr.outvars]
     by_path = {path: i for i, path in enumerate(traced.paths)}
@@ -81,7 +86,10 @@ def updated_leaves(traced: Traced) -> dict[int, int]:
                 if end in by_path
                 else [i for path, i in by_path.items() if path.endswith("/" + end) and "/" in end]
             )
-            if len(matches) == 1 and traced.leaves[matches[0]].shape == shapes[position]:
+            shape = traced.leaves[matches[0]].shape if len(matches) == 1 else None
+            if shape is not None and (
+                shapes[position] == shape or (stacked and shape and shapes[position][-len(shape) :] == shape)
+            ):
                 found[position] = matches[0]
                 break
     return found

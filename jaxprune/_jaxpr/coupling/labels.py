@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune._jaxpr.contractions import contraction, grouping
-from jaxprune._jaxpr.coupling import control, indexing, integers, regroup
+from jaxprune._jaxpr.contractions import contraction, dot, grouping
+from jaxprune._jaxpr.coupling import collectives, control, indexing, integers, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
 from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Leaf, Pending, Term, Value, labelled
 from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
@@ -165,20 +165,28 @@ def _note_division(labeling: Labeling, name: str, eqn: JaxprEqn, operands: Seque
             labeling.divisions.append((axis_labels, f"'{name}' at {labeling.source(eqn)}"))
 
 
-def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value) -> list[Value]:
-    """`dot_general`: joins what is summed over and what is batched."""
-    (left_in, right_in), (left_batch, right_batch) = eqn.params["dimension_numbers"]
-    for a, b in zip(left_in, right_in, strict=True):
+def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value, *groups: Value) -> list[Value]:
+    """`dot_general` and `ragged_dot_general`: joins what is summed over and what is batched, keeps groups."""
+    axes_of = dot(eqn)
+    reason = f"'{eqn.primitive.name}' divides it into groups"
+    divided = [*(left.axes[a] for a in axes_of.ragged), *(right.axes[a] for a in axes_of.grouped)]
+    for labels in (*divided, *(labels for group in groups for labels in group.axes)):
+        labeling.forest.freeze(labels, reason)
+    for a, b in zip(*axes_of.summed, strict=True):
         labeling.forest.union(left.axes[a], right.axes[b])
         labeling.require(eqn, left.axes[a], _multiplied(left.holds[a], right.holds[b]))
-    for a, b in zip(left_batch, right_batch, strict=True):
+    for a, b in zip(*axes_of.batched, strict=True):
         labeling.forest.union(left.axes[a], right.axes[b])
-    axes = [left.axes[a] for a in left_batch]
-    holds = [_multiplied(left.holds[a], right.holds[b]) for a, b in zip(left_batch, right_batch, strict=True)]
-    for side, gone in ((left, {*left_in, *left_batch}), (right, {*right_in, *right_batch})):
-        free = [a for a in range(len(side.axes)) if a not in gone]
+    axes = [left.axes[a] for a in axes_of.batched[0]]
+    holds = [_multiplied(left.holds[a], right.holds[b]) for a, b in zip(*axes_of.batched, strict=True)]
+    for number, side in enumerate((left, right)):
+        free = axes_of.free(number, len(side.axes))
         axes += [side.axes[a] for a in free]
         holds += [side.holds[a] for a in free]
+    if len(axes) < len(shape_of(eqn.outvars[0])):
+        # Where the groups divide what is summed over, there is one result for each.
+        along = labeling.forest.frozen(shape_of(eqn.outvars[0])[0], reason)
+        axes, holds = [along, *axes], [Holds.UNKNOWN, *holds]
     _note_contraction(labeling, eqn, (left, right))
     return [labelled(axes, [_of_product(held) for held in holds])]
 
@@ -274,6 +282,18 @@ def reduction(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value
     return [out for _ in eqn.outvars]
 
 
+def collective(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """`psum` and the like; under `vmap` with a name they reduce axes of the operand."""
+    axes = tuple(axis for axis in eqn.params["axes"] if isinstance(axis, int))
+    if not axes:
+        return collectives.same(labeling, eqn, operand)
+    is_sum = eqn.primitive.name == "psum"
+    for axis in axes:
+        if labeling.exact and not (is_sum and operand.holds[axis] is Holds.ZERO):
+            labeling.forest.freeze(operand.axes[axis], f"'{eqn.primitive.name}' reduces it")
+    return (total if is_sum else reduction)(labeling, eqn, operand)
+
+
 def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Cumulative sums, sorts and transforms: order along an axis matters, so it stays; the others pass.
 
@@ -349,8 +369,10 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **regroup.RULES,
     **indexing.RULES,
+    **collectives.RULES,
+    **dict.fromkeys(("psum", "pmax", "pmin"), collective),
     **control.RULES,
-    "dot_general": contract,
+    **dict.fromkeys(("dot_general", "ragged_dot_general"), contract),
     "conv_general_dilated": convolve,
     "reduce_sum": total,
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), reduction),
@@ -360,7 +382,8 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
         ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
     ),
     **dict.fromkeys(
-        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token"), generated
+        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token", "axis_index"),
+        generated,
     ),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), pool),
     **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add"), pool),

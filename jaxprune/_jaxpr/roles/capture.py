@@ -110,7 +110,7 @@ def visit(capture: Capture, eqn: JaxprEqn, *operands: Pair) -> list[Pair]:
 
 def _record(capture: Capture, eqn: JaxprEqn, operands: Sequence[Pair], result: Any) -> None:
     arrays = [array for array, _ in operands]
-    for side, (_, value) in enumerate(operands):
+    for side, (_, value) in enumerate(operands[:2]):
         for leaf, part in (value or {}).items():
             if leaf in capture.states:
                 product = Product(leaf, capture.ranks[leaf], eqn, side, part, arrays, result)

@@ -12,6 +12,8 @@ Axes: TypeAlias = tuple[int, ...]
 
 NOTHING = -1
 """The axis of a digit along which the leaf is repeated."""
+LOOKED_UP = -2
+"""The axis of a digit of a position in a list of positions, which the program looks up along an axis of the leaf."""
 
 
 class Digit(NamedTuple):
@@ -34,6 +36,28 @@ class Digit(NamedTuple):
         return self.before == self.after == 0
 
 
+class LookUp(NamedTuple):
+    """Positions along an axis of the leaf that the program computes, as in `experts[chosen]`.
+
+    Attributes:
+      axis: Of the leaf.
+      start: The position that index 0 stands for.
+      stride: From one index to the next.
+      indices: `(..., coordinates)`; an array, or what stands for it where the program is not evaluated.
+      place: Which of the coordinates it is.
+    """
+
+    axis: int
+    start: Any
+    stride: int
+    indices: Any
+    place: int
+
+    def positions(self) -> Any:
+        """One position for each entry of the list."""
+        return self.start + self.stride * self.indices[..., self.place].reshape(-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A leaf inside a value.
@@ -44,12 +68,14 @@ class Part:
       starts: By axis of the leaf, the position where all digits are 0, if it is not 0; a number, or an array where the
         program computes it. Only an evaluation knows those: otherwise they count as 0.
       unplaced: Why digits and starts do not give the position, in words; "" where they do.
+      looked_up: Where the program looks up the leaf, which is then one of its `stacked` axes.
     """
 
     axes: tuple[tuple[Digit, ...], ...]
     stacked: Axes = ()
     starts: Mapping[int, Any] = dataclasses.field(default_factory=dict)
     unplaced: str = ""
+    looked_up: LookUp | None = None
 
     def with_axes(self, axes: Iterable[tuple[Digit, ...]], dropped: Iterable[Digit] = ()) -> Part:
         """The same leaf with other axes; along the digits `dropped` the value holds one position."""
@@ -103,7 +129,7 @@ class Part:
 
 def axes_of(digits: Iterable[Digit]) -> Axes:
     """The leaf's axes that some digits belong to."""
-    return tuple(dict.fromkeys(digit.axis for digit in digits if digit.axis != NOTHING))
+    return tuple(dict.fromkeys(digit.axis for digit in digits if digit.axis >= 0))
 
 
 def united(first: Part, second: Part) -> Part:
@@ -113,7 +139,10 @@ def united(first: Part, second: Part) -> Part:
     starts = {**first.starts, **second.starts}
     alike &= all(_equal(first.starts.get(a, 0), second.starts.get(a, 0)) for a in starts)
     unplaced = first.unplaced or second.unplaced or ("" if alike else "parts of it are combined")
-    return Part(tuple(axes), union(first.stacked, second.stacked), starts, unplaced)
+    looked_up = first.looked_up or second.looked_up
+    if first.looked_up is not second.looked_up:
+        unplaced = unplaced or "parts of it that are looked up are combined"
+    return Part(tuple(axes), union(first.stacked, second.stacked), starts, unplaced, looked_up)
 
 
 def _equal(first: Any, second: Any) -> bool:

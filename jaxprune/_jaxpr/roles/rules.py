@@ -9,9 +9,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.primitives import CONTRACTIONS, ELEMENTWISE, callee, factors, scan_operands, while_operands
-from jaxprune._jaxpr.roles.parts import NOTHING, Axes, Digit, Part, axes_of, distributed, united
+from jaxprune._jaxpr.contractions import contraction, dot
+from jaxprune._jaxpr.primitives import (
+    CONTRACTIONS,
+    ELEMENTWISE,
+    VARYING,
+    callee,
+    factors,
+    scan_operands,
+    while_operands,
+)
+from jaxprune._jaxpr.roles.parts import LOOKED_UP, NOTHING, Axes, Digit, LookUp, Part, axes_of, distributed, united
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
@@ -267,26 +275,59 @@ def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Va
     """One position of some axes, as in `stack[i]`; or a table that is looked up."""
     numbers = eqn.params["dimension_numbers"]
     found.end("it says where 'gather' reads", index)
-    one = all(
-        size == width or axis in numbers.collapsed_slice_dims
-        for axis, (size, width) in enumerate(zip(eqn.params["slice_sizes"], shape_of(eqn.invars[0]), strict=True))
-    )
-    if not (operand and one and len(shape_of(eqn.invars[1])) == 1 and not numbers.operand_batching_dims):
+    before, sizes = shape_of(eqn.invars[0]), eqn.params["slice_sizes"]
+    one = [a for a in numbers.start_index_map if sizes[a] == 1 and (before[a] > 1 or a in numbers.collapsed_slice_dims)]
+    whole = all(size == width for a, (size, width) in enumerate(zip(sizes, before, strict=True)) if a not in one)
+    many = len(shape_of(eqn.invars[1])) > 1
+    known = operand and whole and not numbers.operand_batching_dims
+    if not known or (many and not all(_holds_kernels(part, one) for part in (operand or {}).values())):
         found.end("it is looked up by index", operand)
         return [None]
-    gone = numbers.collapsed_slice_dims
+    if many:
+        return [_each(operand, lambda part: _looked_up(found, eqn, part, one[0]))]
+    gone = [a for a in one if a in numbers.collapsed_slice_dims]
     starts = found.arrays[1] if found.arrays else (_UNKNOWN_START,) * len(numbers.start_index_map)
-    cuts = [(axis, starts[place], 1, 1) for place, axis in enumerate(numbers.start_index_map) if axis in gone]
+    cuts = [(axis, starts[place], 1, 1) for place, axis in enumerate(numbers.start_index_map) if axis in one]
     return [_each(operand, lambda part: _dropped(_cut(part, cuts), gone))]
+
+
+def _holds_kernels(part: Part, indexed: Sequence[int]) -> bool:
+    """Whether the one axis that is indexed stacks kernels; a table of rows is an input of what follows."""
+    if len(indexed) != 1 or part.looked_up is not None or sum(bool(digits) for digits in part.axes) < 3:
+        return False
+    digits = part.axes[indexed[0]]
+    return len(digits) == 1 and digits[0].axis >= 0 and digits[0].alone
+
+
+def _looked_up(found: Uses, eqn: JaxprEqn, part: Part, indexed: int) -> Part:
+    """A kernel of a stack for each of a list of positions."""
+    numbers, shape = eqn.params["dimension_numbers"], shape_of(eqn.outvars[0])
+    (digit,) = part.axes[indexed]
+    axes: list[tuple[Digit, ...]] = [()] * len(shape)
+    windows = [a for a in range(len(part.axes)) if a not in numbers.collapsed_slice_dims]
+    for out, axis in zip(numbers.offset_dims, windows, strict=True):
+        axes[out] = part.axes[axis] if axis != indexed else ()
+    stride = 1
+    for out in reversed([a for a in range(len(shape)) if a not in numbers.offset_dims]):
+        axes[out] = (Digit(LOOKED_UP, shape[out], stride),)
+        stride *= shape[out]
+    starts = {axis: start for axis, start in part.starts.items() if axis != digit.axis}
+    indices = found.arrays[1] if found.arrays else None
+    place = list(numbers.start_index_map).index(indexed)
+    look_up = LookUp(digit.axis, part.starts.get(digit.axis, 0), digit.stride, indices, place)
+    return dataclasses.replace(part.with_axes(axes, [digit]), starts=starts, looked_up=look_up)
 
 
 def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """A product: notes the roles of both sides. The result is an activation, or a constant."""
     summed, _ = contraction(eqn)
     for side, operand in enumerate(operands):
+        if eqn.primitive.name == "ragged_dot_general" and not (side == 1 and dot(eqn).grouped):
+            found.end(f"'{eqn.primitive.name}' divides it into groups", operand)
+            continue
         inputs, stacked = summed[side], ()
-        if eqn.primitive.name == "dot_general":
-            stacked = tuple(eqn.params["dimension_numbers"][1][side])
+        if eqn.primitive.name != "conv_general_dilated":
+            stacked = (*dot(eqn).batched[side], *(dot(eqn).grouped if side else ()))
         elif side == 1:
             inputs = (*eqn.params["dimension_numbers"].rhs_spec[2:], *inputs)
         for index, part in (operand or {}).items():
@@ -340,7 +381,7 @@ def _cond(found: Uses, eqn: JaxprEqn, index: Value, *operands: Value) -> list[Va
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(ELEMENTWISE, _in_place),
+    **dict.fromkeys(ELEMENTWISE | VARYING, _in_place),
     "concatenate": _concatenated,
     "pad": _padded,
     "slice": _moved(_sliced),

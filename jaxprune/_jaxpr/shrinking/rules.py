@@ -192,6 +192,22 @@ def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]
     return [*evaluation.unpack(last, carry), *evaluation.unpack(stacked, results[len(carry) :], steps=1)]
 
 
+def shard_map(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
+    """The same mesh, with smaller parts on each device."""
+    if not _shrinks(evaluation, eqn):
+        return bind(eqn, *operands)
+    inside, (jaxpr, constants), params = evaluation.child(eqn), inner_jaxpr(eqn), eqn.params
+    again = jax.shard_map(
+        lambda *xs: tuple(inside.run(jaxpr, constants, xs)),
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+    return again(*operands)
+
+
 def custom_jvp(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """The same function under the same rule for its derivative."""
     if not _shrinks(evaluation, eqn):
@@ -228,6 +244,7 @@ NESTED: dict[str, Callable[..., Sequence[Any]]] = {
     "cond": cond,
     "while": while_loop,
     "scan": scan,
+    "shard_map": shard_map,
     "custom_jvp_call": custom_jvp,
     "custom_vjp_call": custom_vjp,
 }

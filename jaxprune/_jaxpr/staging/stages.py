@@ -83,8 +83,14 @@ class Observer:
         """
         if self.side is None:
             return None
-        operands = [_abstract(atom) if side == self.side else arrays[0] for side, atom in enumerate(self.eqn.invars)]
+        given = iter(arrays)
+        operands = [
+            _abstract(atom) if side == self.side else next(given) if isinstance(atom, Var) else atom.val
+            for side, atom in enumerate(self.eqn.invars)
+        ]
         part = (self.values[self.side] or {})[self.leaf]
+        if part.looked_up is not None and isinstance(part.looked_up.indices, Var):
+            part = dataclasses.replace(part, looked_up=part.looked_up._replace(indices=next(given)))
         return Product(self.leaf, len(self.shape), self.eqn, self.side, part, operands, _abstract(self.eqn.outvars[0]))
 
 
@@ -192,6 +198,8 @@ def product_sites(traced: Traced, closed: ClosedJaxpr, targets: Mapping[int, Use
 
 def _known(atom: Any) -> Any:
     """A literal index; NaN for one that is only known when the program runs, also in a vector of them."""
+    if len(shape_of(atom)) > 1:
+        return atom  # a list of positions, to be observed with the product
     if isinstance(atom, Literal):
         return int(atom.val) if np.asarray(atom.val).dtype.kind in "iu" else atom.val
     return math.nan if not shape_of(atom) else [math.nan] * shape_of(atom)[0]
@@ -210,16 +218,19 @@ def _product(
     starts = {axis: start for axis, start in part.starts.items() if axis not in use.stacked}
     part = dataclasses.replace(part, starts=starts)
     unit = _unit(leaf, traced.leaves[leaf].shape, place)
-    values: tuple[Value, ...] = tuple({leaf: part} if s == side else None for s in range(2))
-    source = eqn.invars[1 - side]
-    if not isinstance(source, Var):
+    values: tuple[Value, ...] = tuple({leaf: part} if s == side else None for s in range(len(eqn.invars)))
+    if not isinstance(eqn.invars[1 - side], Var):
         raise ValueError(f"'{traced.paths[leaf]}' is multiplied by a constant. Leave it out with `where=`.")
     observer = Observer(unit.shape, _observer_key(eqn, side, part, len(unit.shape), use), eqn, leaf, side, values)
-    return ProductSite(position, unit, (source,), observer)
+    observed = [atom for s, atom in enumerate(eqn.invars) if s != side]
+    observed += [part.looked_up.indices] if part.looked_up is not None else []
+    return ProductSite(position, unit, tuple(atom for atom in observed if isinstance(atom, Var)), observer)
 
 
 def _observer_key(eqn: JaxprEqn, side: int, part: Part, rank: int, use: Use) -> Any:
     common = (rank, use.inputs, use.stacked, use.groups, part.unplaced, tuple(sorted(part.starts.items())))
+    if part.looked_up is not None:
+        common = (*common, part.looked_up._replace(indices=None), part.axes)
     if eqn.primitive.name != "dot_general":
         return id(eqn), common
     contracted, batch = eqn.params["dimension_numbers"]
@@ -242,8 +253,10 @@ def _control(
 
 
 def _place(part: Part, use: Use, shape: Sequence[int]) -> Place:
-    """Which part of each stacked axis a product uses."""
+    """Which part of each stacked axis a product uses: all of one along which positions are looked up."""
     sizes = dict.fromkeys(use.stacked, 1)
+    if part.looked_up is not None:
+        sizes[part.looked_up.axis] = shape[part.looked_up.axis]
     for digit in (digit for digits in part.axes for digit in digits if digit.axis in sizes):
         sizes[digit.axis] *= digit.size
     return tuple((axis, part.starts.get(axis, 0), sizes[axis]) for axis in use.stacked)
