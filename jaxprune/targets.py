@@ -115,6 +115,7 @@ class AtMost:
       rounds: How many.
 
     Raises:
+      TypeError: The cost is not a function.
       ValueError: rounds < 1; in a run, where no sparsity below 1 meets the budget.
     """
 
@@ -123,6 +124,10 @@ class AtMost:
     rounds: int = 5
 
     def __post_init__(self) -> None:
+        if not callable(self.cost):
+            raise TypeError(
+                f"`AtMost` needs a cost `(params, masks) -> float`, e.g. `jaxprune.nbytes`; got {self.cost!r}."
+            )
         if self.rounds < 1:
             raise ValueError(f"`AtMost` needs rounds >= 1; got {self.rounds}.")
 
@@ -169,7 +174,7 @@ class Within:
       rounds: Stop after so many.
 
     Raises:
-      ValueError: Not 0 < factor < 1, or resolution <= 0, or rounds < 1.
+      ValueError: The tolerance is negative, infinite or NaN; or not 0 < factor < 1, or resolution <= 0, or rounds < 1.
     """
 
     tolerance: float
@@ -178,6 +183,8 @@ class Within:
     rounds: int = 12
 
     def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"`Within` needs a tolerance of 0 or more, finite; got {self.tolerance}.")
         if not 0 < self.factor < 1 or self.resolution <= 0 or self.rounds < 1:
             raise ValueError(f"`Within` needs 0 < factor < 1, resolution > 0 and rounds >= 1; got {self}.")
 

@@ -75,6 +75,7 @@ def calibrate(
     if statistic not in _KINDS:
         raise ValueError(f"`statistic` must be 'norm', 'variance' or 'gram'; got {statistic!r}.")
     kind = _KINDS[statistic]
+    tree.choose(where, params)  # raises where it picks nothing
     leaves = list(arrays(params).values())
     made = ByShape(fun, params, where, lambda traced, found: (_step(traced, found, kind), found))
     found: Mapping[int, Use] = {}

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
+
+_NUMBERS = (bool, int, float, complex, np.generic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,20 @@ def trace(fun: Callable[..., Any], params: Any, *args: Any) -> Traced:
       fun: Any JAX function.
       params: A pytree; its arrays may be `jax.ShapeDtypeStruct`s. Leaves that are not arrays are passed as they are.
       *args: Likewise.
+
+    Raises:
+      TypeError: `fun` is not a function, or returns what is no array; or the parameters are no tree of arrays.
     """
+    checks.function(fun, "fun", "model.apply")
+    tree.check_tree(params)
     names, leaves, rebuild = _arrays(params)
     input_names, inputs, rebuild_args = _arrays(args)
 
     def flat(leaves: list[Any], inputs: list[Any]) -> Any:
-        return fun(rebuild(leaves), *rebuild_args(inputs))
+        outputs = fun(rebuild(leaves), *rebuild_args(inputs))
+        if not all(tree.is_array(leaf) or isinstance(leaf, _NUMBERS) for leaf in jax.tree.leaves(outputs)):
+            raise TypeError(f"`fun` must return arrays; got {tree.kinds(outputs)}. Return the logits alone.")
+        return outputs
 
     jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
     return Traced(

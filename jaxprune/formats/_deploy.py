@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _text
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
 from jaxprune._jaxpr.tracing import arrays, trace
 from jaxprune._masks import masking, verbs
@@ -136,6 +136,7 @@ def deploy(
 
 def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
     """The function for parameters some of which `deploy` has stored in another form."""
+    checks.function(fun, "fun", "model.apply")
 
     def fast_fun(params: Params, *args: Any) -> Any:
         full = jax.tree.map(
