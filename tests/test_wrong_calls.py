@@ -176,7 +176,7 @@ for name in ("intersection", "union", "overlap"):
     row(name, lambda c=combine: c(MASKS, WRONG_MASK), ValueError, "shape (3, 3)")
     row(name, lambda c=combine: c(MASKS, FLOAT_MASK), TypeError, "boolean")
 row("intersection", lambda: jaxprune.intersection(MASKS, jaxprune.dft(PARAMS, 0.5)), ValueError, "cannot be combined")
-row("steps_to", lambda: jaxprune.steps_to([], 0.1), ValueError, "")
+row("steps_to", lambda: jaxprune.steps_to([], 0.1), ValueError, "from 1 to the number of losses")
 row("steps_to", lambda: jaxprune.steps_to([1.0, 0.5], 0.1, window=0), ValueError, "window")
 
 # Budgets, patterns, filters.
@@ -318,8 +318,8 @@ for name, make in {"masked": lambda m: jaxprune.masked(SGD, m), "keep_masked": j
     row(name, lambda m=make: step(m, FLOAT_MASK), TypeError, "must be a boolean array")
     row(name, lambda m=make: step(m, {"first": None}), ValueError, "masks must have the structure")
     row(name, lambda m=make: step(m, MASKS, None), ValueError, "params")
-row("masks_of", lambda: jaxprune.masks_of(SGD.init(PARAMS)), ValueError, "")
-row("masks_of", lambda: jaxprune.masks_of(0.5), ValueError, "")
+row("masks_of", lambda: jaxprune.masks_of(SGD.init(PARAMS)), ValueError, "holds no masks")
+row("masks_of", lambda: jaxprune.masks_of(0.5), ValueError, "holds no masks")
 row("soft_threshold", lambda: jaxprune.soft_threshold(SGD, -1), ValueError, "threshold")
 row("group_lasso", lambda: jaxprune.group_lasso(SGD, -1), ValueError, "threshold")
 row(
@@ -389,7 +389,7 @@ row("layerwise.refit", lambda: layerwise.refit(KERNEL, GRAM, ONES.T), ValueError
 row("layerwise.refit", lambda: layerwise.refit(KERNEL, GRAM, KERNEL), ValueError, "mask must be boolean and of")
 row("layerwise.swap", lambda: layerwise.swap(KERNEL, GRAM, ONES.T), ValueError, "mask must be boolean and of")
 row("layerwise.damp", lambda: layerwise.damp(KERNEL), ValueError, "Gram")
-row("layerwise.correct", lambda: layerwise.correct(KERNEL.T, GRAM, GRAM), ValueError, "")
+row("layerwise.correct", lambda: layerwise.correct(KERNEL.T, GRAM, GRAM), ValueError, "must be (in, out)")
 
 # Structured pruning, rounds and reports.
 row("couple", lambda: jaxprune.couple(fun, PARAMS, X, split="middle"), ValueError, "split")
@@ -406,6 +406,8 @@ row("structured.macs", lambda: structured.macs(None, 0.5), TypeError, "couple(")
 row("structured.latency", lambda: structured.latency(coupling(), 1.0, {}), ValueError, "entries")
 row("structured.of_norms", lambda: structured.of_norms(PARAMS, coupling(), norm="l3"), ValueError, "`norm` must be")
 row("structured.of_norms", lambda: structured.of_norms(PARAMS, coupling(), aggregate="min"), ValueError, "`aggregate`")
+row("structured.of_norms", lambda: structured.of_norms(PARAMS, coupling(), where="w"), TypeError, "`where` must be a")
+row("slim", lambda: jaxprune.slim(PARAMS, coupling=coupling(), where=lambda *_: False), ValueError, "picks no leaf")
 row("structured.of_slices", lambda: structured.of_slices({}, coupling()), ValueError, "has scores")
 row("structured.of_outputs", lambda: structured.of_outputs({}, coupling()), ValueError, "puts out the units")
 row(
@@ -422,10 +424,15 @@ row("prune_retrain", lambda: TRAINED(epochs=-1), ValueError, "needs epochs >= 0"
 row("prune_retrain", lambda: TRAINED(patience=0), ValueError, "patience >= 1")
 row("rewind", lambda: jaxprune.rewind(PARAMS, {"first": None}, MASKS), ValueError, "structure")
 row("rewind", lambda: jaxprune.rewind(PARAMS, PARAMS, WRONG_MASK), ValueError, "shape (3, 3)")
-row("report", lambda: jaxprune.report(0.5, 0.5, X, jnp.zeros(6, int)), TypeError, "")
+row("report", lambda: jaxprune.report(0.5, 0.5, X, jnp.zeros(6, int)), TypeError, "as `(fun, params)`")
 for name in ("noise", "occlusion"):
     row(f"corruptions.{name}", functools.partial(getattr(corruptions, name), 0, 0.1), TypeError, "key")
-    row(f"corruptions.{name}", functools.partial(getattr(corruptions, name), KEY, -1), ValueError, "")
+    row(
+        f"corruptions.{name}",
+        functools.partial(getattr(corruptions, name), KEY, -1),
+        ValueError,
+        "must be finite and from 0",
+    )
 row("corruptions.blur", lambda: corruptions.blur(-1), ValueError, "sigma")
 row("corruptions.contrast", lambda: corruptions.contrast("a"), TypeError, "factor")
 row("corruptions.standard", lambda: corruptions.standard(0), TypeError, "key")
