@@ -38,6 +38,7 @@ def standard(key: PRNGKey) -> dict[str, Corruption]:
       After Hendrycks and Dietterich, 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
       Perturbations".
     """
+    _check_key(key)
     low, high, place = jax.random.split(key, 3)
     return {
         "noise 0.5": noise(low, 0.5),
@@ -60,6 +61,8 @@ def noise(key: PRNGKey, level: float) -> Corruption:
       >>> print(noisy.shape, noisy[:, 0].std().round(1))
       (1000, 2) 0.5
     """
+    _check_key(key)
+    _check("level", level, 0, math.inf)
 
     def corrupt(inputs: Any) -> Any:
         inputs = jnp.asarray(inputs)
@@ -74,6 +77,7 @@ def blur(sigma: float) -> Corruption:
     Args:
       sigma: Its standard deviation in pixels, above 0.
     """
+    _check("sigma", sigma, math.ulp(0), math.inf)
     reach = math.ceil(3 * sigma)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights = [float(weight) for weight in weights / weights.sum()]
@@ -95,6 +99,7 @@ def contrast(factor: float) -> Corruption:
     Args:
       factor: What the distance to the mean is multiplied by; 0 makes every sample constant.
     """
+    _check("factor", factor, -math.inf, math.inf)
 
     def corrupt(inputs: Any) -> Any:
         inputs = jnp.asarray(inputs)
@@ -114,6 +119,8 @@ def occlusion(key: PRNGKey, share: float) -> Corruption:
     References:
       DeVries and Taylor, 2017, "Improved Regularization of Convolutional Neural Networks with Cutout".
     """
+    _check_key(key)
+    _check("share", share, 0, 1)
 
     def corrupt(images: Any) -> Any:
         images = jnp.asarray(images)
@@ -128,3 +135,16 @@ def occlusion(key: PRNGKey, share: float) -> Corruption:
         return jnp.where(covered, jnp.mean(images), images)
 
     return corrupt
+
+
+def _check(name: str, value: Any, least: float, most: float) -> None:
+    """Raises where an option of a corruption is not a finite number from `least` to `most`."""
+    if isinstance(value, bool | str) or np.ndim(value):
+        raise TypeError(f"`{name}` must be a number; got {value!r}.")
+    if not (math.isfinite(value) and least <= value <= most):
+        raise ValueError(f"`{name}` must be finite and from {least} to {most}; got {value}.")
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"A random corruption takes a key first, such as `jax.random.key(0)`; got {key!r}.")

@@ -48,11 +48,6 @@ norms = functools.cache(lambda: jaxprune.calibrate(fun, PARAMS, [X]))
 coupling = functools.cache(lambda: jaxprune.couple(fun, PARAMS, X))
 
 
-def everywhere(call, **bad):
-    """The same wrong option for several functions is one row each."""
-    return [lambda f=f: call(f) for f in bad.values()]
-
-
 ROWS = []
 
 
@@ -180,77 +175,95 @@ for name in ("intersection", "union", "overlap"):
     row(name, lambda c=combine: c(MASKS, WRONG_MASK), ValueError, "shape (3, 3)")
     row(name, lambda c=combine: c(MASKS, FLOAT_MASK), TypeError, "boolean")
 row("intersection", lambda: jaxprune.intersection(MASKS, jaxprune.dft(PARAMS, 0.5)), ValueError, "cannot be combined")
-row("steps_to", lambda: jaxprune.steps_to([], 0.1), ValueError, "")
+row("steps_to", lambda: jaxprune.steps_to([], 0.1), ValueError, "from 1 to the number of losses")
 row("steps_to", lambda: jaxprune.steps_to([1.0, 0.5], 0.1, window=0), ValueError, "window")
 
 # Budgets, patterns, filters.
-for name in ("uniform", "global_", "erk", "owl"):
-    budget = getattr(budgets, name)
+for name in ("budgets.uniform", "budgets.global_", "budgets.erk", "budgets.owl"):
+    budget = getattr(budgets, name.removeprefix("budgets."))
     row(name, lambda b=budget: b(PARAMS, 50, WHOLE), ValueError, "fraction between 0 and 1; got 50")
     row(name, lambda b=budget: b(PARAMS, "0.5", WHOLE), TypeError, "single real number; got '0.5'")
     row(name, lambda b=budget: b(PARAMS, 0.5, "2:4"), TypeError, "`pattern` must be a value")
     row(
         name, lambda b=budget: b({"step": jnp.int32(1)}, 0.5, WHOLE), TypeError, "'step' must be a floating-point array"
     )
-row("owl", lambda: budgets.owl(PARAMS, 0.5, WHOLE, threshold=-1), ValueError, "`threshold` must be above 0")
+row("budgets.owl", lambda: budgets.owl(PARAMS, 0.5, WHOLE, threshold=-1), ValueError, "`threshold` must be above 0")
 row(
-    "owl", lambda: budgets.owl(PARAMS, 0.5, WHOLE, deviation="a"), TypeError, "`deviation` must be a single real number"
+    "budgets.owl",
+    lambda: budgets.owl(PARAMS, 0.5, WHOLE, deviation="a"),
+    TypeError,
+    "`deviation` must be a single real number",
 )
-row("cumulative", lambda: budgets.cumulative(90), ValueError, "fraction between 0 and 1; got 90")
-row("cumulative", lambda: budgets.cumulative("0.9"), TypeError, "single real number")
+row("budgets.cumulative", lambda: budgets.cumulative(90), ValueError, "fraction between 0 and 1; got 90")
+row("budgets.cumulative", lambda: budgets.cumulative("0.9"), TypeError, "single real number")
 row(
-    "cumulative",
+    "budgets.cumulative",
     lambda: jaxprune.magnitude(PARAMS, 0.5, budget=budgets.cumulative(0.9)),
     ValueError,
     "got sparsity 0.5",
 )
-row("cumulative", lambda: budgets.cumulative(0.9)(PARAMS, None, WHOLE), ValueError, "must not be negative")
-row("by_path", lambda: budgets.by_path({"kernel": 50}), ValueError, "rules['kernel']")
-row("by_path", lambda: budgets.by_path({"[": 0.5}), ValueError, "is not a regular expression")
-row("by_path", lambda: budgets.by_path({3: 0.5}), TypeError, "matched by a regular expression or a function")
-row("by_path", lambda: budgets.by_path("kernel"), TypeError, "`rules` must map paths to sparsities")
-row("by_path", lambda: budgets.by_path({"kernel": 0.5}, default=2), ValueError, "`default` must be a fraction")
-row("by_path", lambda: budgets.by_path({"conv": 0.5})(PARAMS, 0.5, WHOLE), ValueError, "matches no leaf; there are")
-row("keep_count", lambda: budgets.keep_count(10, 90), ValueError, "fraction between 0 and 1; got 90")
-row("keep_count", lambda: budgets.keep_count(-1, 0.5), ValueError, "`groups` must be 0 or more")
-row("keep_count", lambda: budgets.keep_count(1.5, 0.5), TypeError, "`groups` must be a whole number")
-row("group_sizes", lambda: budgets.group_sizes(PARAMS, "2:4"), TypeError, "`pattern` must be a value")
+row("budgets.cumulative", lambda: budgets.cumulative(0.9)(PARAMS, None, WHOLE), ValueError, "must not be negative")
+row("budgets.by_path", lambda: budgets.by_path({"kernel": 50}), ValueError, "rules['kernel']")
+row("budgets.by_path", lambda: budgets.by_path({"[": 0.5}), ValueError, "is not a regular expression")
+row("budgets.by_path", lambda: budgets.by_path({3: 0.5}), TypeError, "matched by a regular expression or a function")
+row("budgets.by_path", lambda: budgets.by_path("kernel"), TypeError, "`rules` must map paths to sparsities")
+row("budgets.by_path", lambda: budgets.by_path({"kernel": 0.5}, default=2), ValueError, "`default` must be a fraction")
 row(
-    "group_sizes",
+    "budgets.by_path",
+    lambda: budgets.by_path({"conv": 0.5})(PARAMS, 0.5, WHOLE),
+    ValueError,
+    "matches no leaf; there are",
+)
+row("budgets.keep_count", lambda: budgets.keep_count(10, 90), ValueError, "fraction between 0 and 1; got 90")
+row("budgets.keep_count", lambda: budgets.keep_count(-1, 0.5), ValueError, "`groups` must be 0 or more")
+row("budgets.keep_count", lambda: budgets.keep_count(1.5, 0.5), TypeError, "`groups` must be a whole number")
+row("budgets.group_sizes", lambda: budgets.group_sizes(PARAMS, "2:4"), TypeError, "`pattern` must be a value")
+row(
+    "budgets.group_sizes",
     lambda: budgets.group_sizes({"a": jnp.ones(3)}, patterns.Block((2, 2))),
     ValueError,
     "'a' has shape (3,)",
 )
 row(
-    "Unstructured",
+    "patterns.Unstructured",
     lambda: jaxprune.magnitude(PARAMS, pattern=patterns.Unstructured),
     TypeError,
     "`pattern` must be a value",
 )
-row("NM", lambda: patterns.NM(5, 4), ValueError, "needs 0 <= n <= m")
-row("NM", lambda: patterns.NM("2", 4), TypeError, "`n` must be a whole number")
-row("NM", lambda: patterns.NM(2, 4, group=0), ValueError, "number of outputs that share a choice")
-row("NM", lambda: jaxprune.magnitude(PARAMS, pattern=patterns.NM(2, 4, axis={"w": 0})), ValueError, "axis tree of `NM`")
-row("Along", lambda: jaxprune.magnitude(PARAMS, 0.5, pattern=patterns.Along(9)), ValueError, "needs that axis")
+row("patterns.NM", lambda: patterns.NM(5, 4), ValueError, "needs 0 <= n <= m")
+row("patterns.NM", lambda: patterns.NM("2", 4), TypeError, "`n` must be a whole number")
+row("patterns.NM", lambda: patterns.NM(2, 4, group=0), ValueError, "number of outputs that share a choice")
 row(
-    "Along",
+    "patterns.NM",
+    lambda: jaxprune.magnitude(PARAMS, pattern=patterns.NM(2, 4, axis={"w": 0})),
+    ValueError,
+    "axis tree of `NM`",
+)
+row("patterns.Along", lambda: jaxprune.magnitude(PARAMS, 0.5, pattern=patterns.Along(9)), ValueError, "needs that axis")
+row(
+    "patterns.Along",
     lambda: jaxprune.magnitude(PARAMS, 0.5, pattern=patterns.Along({"w": 0})),
     ValueError,
     "axis tree of `Along`",
 )
-row("Block", lambda: patterns.Block(4), TypeError, "takes both sizes as a tuple")
-row("Block", lambda: patterns.Block((4, 0)), ValueError, "two positive sizes")
-row("Channel", lambda: patterns.Channel("out"), TypeError, "`axis` must be a whole number")
-row("Channel", lambda: jaxprune.magnitude(PARAMS, 0.5, pattern=patterns.Channel(5)), ValueError, "needs that axis")
-row("named", lambda: filters.named("["), ValueError, "is not a regular expression")
-row("named", lambda: filters.named(3), TypeError, "takes a regular expression as a string")
-row("at_least", lambda: filters.at_least("10"), TypeError, "`size` must be a whole number")
-row("at_least", lambda: filters.at_least(-1), ValueError, "`size` must be 0 or more")
-row("share_at_least", lambda: filters.share_at_least(PARAMS, 40), ValueError, "share between 0 and 1; got 40")
-row("share_at_least", lambda: filters.share_at_least(PARAMS, "1"), TypeError, "single real number")
-row("Filter", lambda: filters.Filter("kernel"), TypeError, "must be a function `(path, leaf) -> bool`")
-row("is_kernel", lambda: filters.is_kernel & "first", TypeError, "must be a function `(path, leaf) -> bool`")
-row("is_kernel", lambda: filters.is_kernel | "first", TypeError, "must be a function `(path, leaf) -> bool`")
+row("patterns.Block", lambda: patterns.Block(4), TypeError, "takes both sizes as a tuple")
+row("patterns.Block", lambda: patterns.Block((4, 0)), ValueError, "two positive sizes")
+row("patterns.Channel", lambda: patterns.Channel("out"), TypeError, "`axis` must be a whole number")
+row(
+    "patterns.Channel",
+    lambda: jaxprune.magnitude(PARAMS, 0.5, pattern=patterns.Channel(5)),
+    ValueError,
+    "needs that axis",
+)
+row("filters.named", lambda: filters.named("["), ValueError, "is not a regular expression")
+row("filters.named", lambda: filters.named(3), TypeError, "takes a regular expression as a string")
+row("filters.at_least", lambda: filters.at_least("10"), TypeError, "`size` must be a whole number")
+row("filters.at_least", lambda: filters.at_least(-1), ValueError, "`size` must be 0 or more")
+row("filters.share_at_least", lambda: filters.share_at_least(PARAMS, 40), ValueError, "share between 0 and 1; got 40")
+row("filters.share_at_least", lambda: filters.share_at_least(PARAMS, "1"), TypeError, "single real number")
+row("filters.Filter", lambda: filters.Filter("kernel"), TypeError, "must be a function `(path, leaf) -> bool`")
+row("filters.is_kernel", lambda: filters.is_kernel & "first", TypeError, "must be a function `(path, leaf) -> bool`")
+row("filters.is_kernel", lambda: filters.is_kernel | "first", TypeError, "must be a function `(path, leaf) -> bool`")
 
 # Scores by themselves.
 for name, call in {
@@ -261,7 +274,9 @@ for name, call in {
     row(f"scores.{name}", lambda c=call: c(PARAMS, where="kernel"), TypeError, "`where` must be a function")
     row(f"scores.{name}", lambda c=call: c({"w": X.astype(int)}), ValueError, "'w' (int32 (6, 8))")
 for name in ("wanda", "ria", "variance"):
-    row(f"scores.{name}", lambda s=getattr(scores, name): s(PARAMS, PARAMS), ValueError, "needs a statistic from")
+    row(
+        f"scores.{name}", functools.partial(getattr(scores, name), PARAMS, PARAMS), ValueError, "needs a statistic from"
+    )
 row("scores.grasp", lambda: scores.grasp(0.5, PARAMS), TypeError, "`loss` must be a function")
 row("scores.grasp", lambda: scores.grasp(lambda p: X, PARAMS), TypeError, "must return a scalar")
 row("scores.synflow", lambda: scores.synflow(0.5, PARAMS, X), TypeError, "must be a function")
@@ -302,8 +317,8 @@ for name, make in {"masked": lambda m: jaxprune.masked(SGD, m), "keep_masked": j
     row(name, lambda m=make: step(m, FLOAT_MASK), TypeError, "must be a boolean array")
     row(name, lambda m=make: step(m, {"first": None}), ValueError, "masks must have the structure")
     row(name, lambda m=make: step(m, MASKS, None), ValueError, "params")
-row("masks_of", lambda: jaxprune.masks_of(SGD.init(PARAMS)), ValueError, "")
-row("masks_of", lambda: jaxprune.masks_of(0.5), ValueError, "")
+row("masks_of", lambda: jaxprune.masks_of(SGD.init(PARAMS)), ValueError, "holds no masks")
+row("masks_of", lambda: jaxprune.masks_of(0.5), ValueError, "holds no masks")
 row("soft_threshold", lambda: jaxprune.soft_threshold(SGD, -1), ValueError, "threshold")
 row("group_lasso", lambda: jaxprune.group_lasso(SGD, -1), ValueError, "threshold")
 row(
@@ -346,41 +361,34 @@ for name, call in {"sparsegpt": jaxprune.sparsegpt, "admm": jaxprune.admm}.items
     row(name, lambda c=call: c(fun, PARAMS, [X], "0.5"), TypeError, "single real number")
     row(name, lambda c=call: c(fun, PARAMS, [X], 0.5, pattern="2:4"), TypeError, "`pattern` must be")
     row(name, lambda c=call: c(fun, PARAMS, [], 0.5), ValueError, "batch")
-    row(name, lambda c=call: c(fun, PARAMS, [X], 0.5, within="row"), ValueError, "within")
     row(name, lambda c=call: c(fun, PARAMS, [X], 0.5, where="kernel"), TypeError, "`where` must be a function")
-row("oneshot.prune", lambda: oneshot.prune(fun, PARAMS, [X], "wanda"), TypeError, "method")
-row("oneshot.prune", lambda: oneshot.prune(fun, PARAMS, [X], layerwise.Wanda), TypeError, "method")
+row("oneshot.prune", lambda: oneshot.prune(fun, PARAMS, [X], "wanda"), ValueError, "Give a value, such as")
+for method in ("SparseGPT", "ADMM", "Wanda"):
+    uncalled = functools.partial(oneshot.prune, fun, PARAMS, [X], getattr(layerwise, method))
+    row(f"layerwise.{method}", uncalled, ValueError, "Give a value, such as")
 row("oneshot.prune", lambda: oneshot.prune(fun, PARAMS, [X], layerwise.Wanda(), sparsity=-1), ValueError, "got -1")
-row("oneshot.repair", lambda: oneshot.repair(fun, PARAMS, WRONG_MASK, [X]), ValueError, "shape (3, 3)")
+row("oneshot.repair", lambda: oneshot.repair(fun, PARAMS, WRONG_MASK, [X]), ValueError, "got bool (3, 3)")
 row("oneshot.repair", lambda: oneshot.repair(fun, PARAMS, MASKS, []), ValueError, "batch")
 row("oneshot.swap", lambda: oneshot.swap(fun, PARAMS, MASKS, []), ValueError, "batch")
-row("oneshot.swap", lambda: oneshot.swap(fun, PARAMS, MASKS, [X], steps=-1), ValueError, "steps")
 LAYER = {
     "layerwise.sparsegpt": lambda k=KERNEL, g=GRAM, s=0.5, **o: layerwise.sparsegpt(k, g, s, **o),
     "layerwise.admm": lambda k=KERNEL, g=GRAM, s=0.5, **o: layerwise.admm(k, g, s, **o),
     "layerwise.obs": lambda k=KERNEL, g=GRAM, s=0.5, **o: layerwise.obs(k, g, s, **o),
-    "layerwise.wanda": lambda k=KERNEL, g=jnp.ones(4), s=0.5, **o: layerwise.wanda(k, g, s, **o),
+    "layerwise.wanda": lambda k=KERNEL, g=GRAM[0], s=0.5, **o: layerwise.wanda(k, g, s, **o),
 }
 for name, call in LAYER.items():
     row(name, lambda c=call: c(s=50), ValueError, "fraction between 0 and 1; got 50")
     row(name, lambda c=call: c(s="0.5"), TypeError, "single real number")
     row(name, lambda c=call: c(k=KERNEL.T), ValueError, "must be (in, out)")
     row(name, lambda c=call: c(k=KERNEL.astype(int)), TypeError, "must be a floating-point array")
-    row(name, lambda c=call: c(pattern="2:4"), TypeError, "`pattern` must be")
+    row(name, lambda c=call: c(pattern="2:4"), TypeError, "pattern must be")
     row(name, lambda c=call: c(pattern=patterns.Block((2, 2))), TypeError, "must be `Unstructured()` or `NM(n, m)`")
     row(name, lambda c=call: c(s=None, pattern=patterns.NM(1, 3)), ValueError, "which 3 must divide")
 row("layerwise.refit", lambda: layerwise.refit(KERNEL, GRAM, ONES.T), ValueError, "mask must be boolean and of")
 row("layerwise.refit", lambda: layerwise.refit(KERNEL, GRAM, KERNEL), ValueError, "mask must be boolean and of")
 row("layerwise.swap", lambda: layerwise.swap(KERNEL, GRAM, ONES.T), ValueError, "mask must be boolean and of")
-row("layerwise.damp", lambda: layerwise.damp(GRAM, damping=-1), ValueError, "damping")
 row("layerwise.damp", lambda: layerwise.damp(KERNEL), ValueError, "Gram")
-row("layerwise.correct", lambda: layerwise.correct(KERNEL.T, GRAM, GRAM), ValueError, "")
-row("layerwise.SparseGPT", lambda: layerwise.SparseGPT(within="row"), ValueError, "within")
-row("layerwise.SparseGPT", lambda: layerwise.SparseGPT(block=0), ValueError, "block")
-row("layerwise.SparseGPT", lambda: layerwise.SparseGPT(damping=-1), ValueError, "damping")
-row("layerwise.ADMM", lambda: layerwise.ADMM(iterations=-1), ValueError, "iterations")
-row("layerwise.ADMM", lambda: layerwise.ADMM(damping=-1), ValueError, "damping")
-row("layerwise.Wanda", lambda: layerwise.Wanda(within="row"), ValueError, "within")
+row("layerwise.correct", lambda: layerwise.correct(KERNEL.T, GRAM, GRAM), ValueError, "must be (in, out)")
 
 # Structured pruning, rounds and reports.
 row("couple", lambda: jaxprune.couple(fun, PARAMS, X, split="middle"), ValueError, "split")
@@ -397,54 +405,79 @@ row("structured.macs", lambda: structured.macs(None, 0.5), TypeError, "couple(")
 row("structured.latency", lambda: structured.latency(coupling(), 1.0, {}), ValueError, "entries")
 row("structured.of_norms", lambda: structured.of_norms(PARAMS, coupling(), norm="l3"), ValueError, "`norm` must be")
 row("structured.of_norms", lambda: structured.of_norms(PARAMS, coupling(), aggregate="min"), ValueError, "`aggregate`")
+row("structured.of_norms", lambda: structured.of_norms(PARAMS, coupling(), where="w"), TypeError, "`where` must be a")
+row("slim", lambda: jaxprune.slim(PARAMS, coupling=coupling(), where=lambda *_: False), ValueError, "picks no leaf")
 row("structured.of_slices", lambda: structured.of_slices({}, coupling()), ValueError, "has scores")
 row("structured.of_outputs", lambda: structured.of_outputs({}, coupling()), ValueError, "puts out the units")
 row(
     "structured.geometric_median", lambda: structured.geometric_median({}, coupling()), ValueError, "produces the units"
 )
 row("structured.masks_of_units", lambda: structured.masks_of_units(PARAMS, {}, coupling()), ValueError, "units")
-row("AtSparsity", lambda: targets.AtSparsity(50), ValueError, "50")
-row("AtSparsity", lambda: targets.AtSparsity(0.5, rounds=0), ValueError, "round")
-row("Within", lambda: targets.Within(-1), ValueError, "tolerance")
-row("AtMost", lambda: targets.AtMost(1.0, None), TypeError, "cost")
-TRAINER = {
-    "init": lambda p, m: None,
-    "step": lambda p, s, b: (p, s),
-    "batches": lambda i, e: [],
-    "evaluate": lambda p: 1.0,
-}
-row(
-    "prune_retrain",
-    lambda: jaxprune.prune_retrain(PARAMS, jaxprune.magnitude, jaxprune.Trainer(**TRAINER), 0.5),
-    TypeError,
-    "AtSparsity",
-)
-row(
-    "prune_retrain",
-    lambda: jaxprune.prune_retrain(PARAMS, "magnitude", jaxprune.Trainer(**TRAINER), targets.AtSparsity(0.5)),
-    TypeError,
-    "strategy",
-)
-row(
-    "prune_retrain",
-    lambda: jaxprune.prune_retrain(PARAMS, jaxprune.magnitude, None, targets.AtSparsity(0.5)),
-    TypeError,
-    "Trainer",
-)
-row("Trainer", lambda: jaxprune.Trainer(**{**TRAINER, "batches": [X]}), TypeError, "batches")
+row("targets.AtSparsity", lambda: targets.AtSparsity(50), ValueError, "50")
+row("targets.AtSparsity", lambda: targets.AtSparsity(0.5, rounds=0), ValueError, "round")
+row("targets.Within", lambda: targets.Within(-1), ValueError, "tolerance")
+row("targets.AtMost", lambda: targets.AtMost(1.0, None), TypeError, "cost")
+TRAINER = jaxprune.Trainer(lambda p, m: None, lambda p, s, b: (p, s), lambda i, e: [], lambda p: 1.0)
+TRAINED = functools.partial(jaxprune.prune_retrain, PARAMS, jaxprune.magnitude, TRAINER, targets.AtSparsity(0.5))
+row("prune_retrain", lambda: TRAINED(epochs=-1), ValueError, "needs epochs >= 0")
+row("prune_retrain", lambda: TRAINED(patience=0), ValueError, "patience >= 1")
 row("rewind", lambda: jaxprune.rewind(PARAMS, {"first": None}, MASKS), ValueError, "structure")
 row("rewind", lambda: jaxprune.rewind(PARAMS, PARAMS, WRONG_MASK), ValueError, "shape (3, 3)")
-row("report", lambda: jaxprune.report(0.5, 0.5, X, jnp.zeros(6, int)), TypeError, "")
+row("report", lambda: jaxprune.report(0.5, 0.5, X, jnp.zeros(6, int)), TypeError, "as `(fun, params)`")
 for name in ("noise", "occlusion"):
-    row(f"corruptions.{name}", lambda c=getattr(corruptions, name): c(0, 0.1), TypeError, "key")
-    row(f"corruptions.{name}", lambda c=getattr(corruptions, name): c(KEY, -1), ValueError, "")
+    row(f"corruptions.{name}", functools.partial(getattr(corruptions, name), 0, 0.1), TypeError, "key")
+    row(
+        f"corruptions.{name}",
+        functools.partial(getattr(corruptions, name), KEY, -1),
+        ValueError,
+        "must be finite and from 0",
+    )
 row("corruptions.blur", lambda: corruptions.blur(-1), ValueError, "sigma")
 row("corruptions.contrast", lambda: corruptions.contrast("a"), TypeError, "factor")
 row("corruptions.standard", lambda: corruptions.standard(0), TypeError, "key")
-row("deployed_fun", lambda: formats.deployed_fun(0.5), TypeError, "`fun` must be a function")
+row("formats.deployed_fun", lambda: formats.deployed_fun(0.5), TypeError, "`fun` must be a function")
 
 
-# TAIL
+# What has no row of its own: nothing is asked of it but what its own functions are asked.
+RESULTS = "Convergence Coupling Evaluation Layout LeafSummary Macs Packed Plan Report Rounds Spectral".split()
+EXEMPT = {
+    **dict.fromkeys(RESULTS, "a result, which the library makes"),
+    "Trainer": "four functions, which `prune_retrain` calls",
+    "budgets.Wide": "a result",
+    "budgets.Budget": "a protocol",
+    "budgets.Pattern": "a protocol",
+    "budgets.SettlingBudget": "a protocol",
+    "layerwise.Method": "a protocol",
+    "layerwise.Damped": "a result",
+    "targets.Target": "a protocol",
+    "targets.Round": "a result",
+    "targets.Proposal": "a result",
+    "structured.Fitted": "a result",
+    "structured.UnitScores": "a result",
+    **{f"statistics.{name}": "a result" for name in ("Axes", "Gram", "Moments", "Norm", "Variance")},
+    **{f"formats.{name}": "a result" for name in ("Choice", "Choices", "Dense", "Rows", "StoredKernel", "Strips")},
+}
+ROOMS = (budgets, corruptions, filters, formats, layerwise, oneshot, patterns, scores, statistics, structured, targets)
+
+
+def public_names():
+    """What can be called: of `jaxprune` itself by name, of its public modules with the module's."""
+    for room in (jaxprune, *ROOMS):
+        prefix = "" if room is jaxprune else f"{room.__name__.rpartition('.')[2]}."
+        for name, value in vars(room).items():
+            own = getattr(value, "__module__", None) or type(value).__module__
+            if not name.startswith("_") and callable(value) and str(own).startswith("jaxprune"):
+                yield prefix + name
+
+
+def test_every_public_function_has_a_wrong_call():
+    names = set(public_names())
+    assert len(ROWS) >= 200
+    assert names - {name for name, *_ in ROWS} - set(EXEMPT) == set()
+    assert set(EXEMPT) <= names
+    assert {name for name, *_ in ROWS} <= names
+
+
 IDS = [f"{i}-{name}" for i, (name, *_) in enumerate(ROWS)]
 
 

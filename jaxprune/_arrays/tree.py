@@ -36,7 +36,8 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 
 def paths(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """The path of each leaf, in the order of `jax.tree.leaves`."""
-    return [path_of(key_path) for key_path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
+    found = jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]
+    return [*_with_siblings([path_of(key_path) for key_path, _ in found])]
 
 
 def is_array(leaf: Any) -> bool:

@@ -86,6 +86,8 @@ def calibrate(
     if statistic not in _KINDS:
         raise ValueError(f"`statistic` must be 'norm', 'variance' or 'gram'; got {statistic!r}.")
     kind = _KINDS[statistic]
+    if where is not None:
+        tree.choose(where, params)  # raises where it picks nothing
     leaves, paths = list(arrays(params).values()), list(arrays(params))
     made = ByShape(
         fun, params, where, ("calibrate", statistic), lambda traced, found: (_step(traced, found, kind), found), kwargs

@@ -131,7 +131,7 @@ def summary(params: Params, masks: Masks | None = None, *, dense: bool = False) 
       >>> [row.path for row in summary(params, jaxprune.magnitude(params, 0.75), dense=True) if not row.picked]
       ['bias']
     """
-    found = {path: wide.exact(kept) for path, _, kept in _kept(params, masks)}
+    found: dict[str, Any] = {path: wide.exact(kept) for path, _, kept in _kept(params, masks)}
     rows = []
     for path, leaf in tree.flatten(params)[0]:
         if path in found or (dense and tree.is_floating(leaf)):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _text
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._evaluation import _metrics
 from jaxprune._evaluation._convergence import Convergence, averaged
 from jaxprune._evaluation._macs import macs
@@ -180,6 +180,9 @@ def report(
       >>> print(jaxprune.report((fun, params), (fun, params), jnp.eye(3), jnp.arange(3), masks=masks).after.accuracy)
       1.0
     """
+    for model in (before, after):
+        if not checks.is_a(model, tuple, list) or len(model) != 2 or not callable(model[0]):
+            raise TypeError(f"`report` takes each model as `(fun, params)`; got {type(model).__name__}.")
     if len(inputs) != len(labels):
         raise ValueError(f"`report` needs one label for each input; got {len(inputs)} inputs, {len(labels)} labels.")
     samples, answers = np.asarray(inputs), np.asarray(labels)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
+
+_NUMBERS = (bool, int, float, complex, np.generic)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,13 +49,21 @@ def trace(fun: Callable[..., Any], params: Any, *args: Any, kwargs: Mapping[str,
       params: A pytree; its arrays may be `jax.ShapeDtypeStruct`s. Leaves that are not arrays are passed as they are.
       *args: Likewise.
       kwargs: Likewise.
+
+    Raises:
+      TypeError: `fun` is not a function, or returns what is no array; or the parameters are no tree of arrays.
     """
+    checks.function(fun, "fun", "model.apply")
+    tree.check_tree(params)
     leaves, rebuild = tree.partition(params)
     inputs, rebuild_inputs = tree.partition((args, dict(kwargs or {})))
 
     def flat(leaves: list[Any], inputs: list[Any]) -> Any:
         positional, named = rebuild_inputs(inputs)
-        return fun(rebuild(leaves), *positional, **named)
+        outputs = fun(rebuild(leaves), *positional, **named)
+        if not all(tree.is_array(leaf) or isinstance(leaf, _NUMBERS) for leaf in jax.tree.leaves(outputs)):
+            raise TypeError(f"`fun` must return arrays; got {tree.kinds(outputs)}. Return the logits alone.")
+        return outputs
 
     jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
     return Traced(

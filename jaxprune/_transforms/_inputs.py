@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxprune._arrays import checks
+from jaxprune._arrays import checks, tree
 from jaxprune.typing import Grads, Masks, Params, PRNGKey, Sparsity
 
 Schedule: TypeAlias = Callable[[Any], Any] | float
@@ -70,9 +70,20 @@ def check(schedule: Schedule | None, name: str, *steps: int) -> None:
       ValueError: It is out of range or NaN.
       TypeError: It is not a number.
     """
-    if schedule is not None:
-        for step in steps:
-            checks.fraction(*(schedule(jnp.int32(step)), f"{name}({step})") if callable(schedule) else (schedule, name))
+    if schedule is None:
+        return
+    if not callable(schedule):
+        checks.fraction(schedule, name)
+        return
+    given = list[Any]()
+
+    def values() -> list[Any]:
+        given.extend(schedule(jnp.int32(step)) for step in steps)
+        return [value for value in given if tree.is_array(value)]
+
+    arrays = iter(jax.jit(values)())  # one program, where an eager schedule compiles one for each of its operations
+    for step, value in zip(steps, given, strict=True):
+        checks.fraction(next(arrays) if tree.is_array(value) else value, f"{name}({step})")
 
 
 def at(schedule: Schedule | None, step: Any) -> Any:

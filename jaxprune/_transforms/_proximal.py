@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxprune import patterns
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._masks import masking
 from jaxprune._selection import requests
 from jaxprune._transforms import _inputs, _state, _updates
@@ -120,6 +120,8 @@ def _with_penalty(
     where: Where,
 ) -> optax.GradientTransformationExtraArgs:
     optimizer = optax.with_extra_args_support(optimizer)
+    if not callable(threshold) and checks.is_concrete(threshold):
+        checks.positive(threshold, "threshold", zero=True)
 
     def norms(params: Params) -> Any:
         """The root mean square of each group, float32."""

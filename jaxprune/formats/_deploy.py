@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import _text
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
 from jaxprune._jaxpr.tracing import inputs_of, trace
 from jaxprune._masks import masking, verbs
@@ -142,6 +142,7 @@ def _compiled(fun: Callable[..., Any], params: Params) -> Callable[..., Any]:
 
 def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
     """The function for parameters some of which `deploy` has stored in another form."""
+    checks.function(fun, "fun", "model.apply")
 
     def fast_fun(params: Params, *args: Any, **kwargs: Any) -> Any:
         full = jax.tree.map(

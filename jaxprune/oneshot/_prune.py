@@ -95,9 +95,10 @@ def prune(
     """
     sparsity_of = _sparsities(params, sparsity)
     pattern = _kernels.along_inputs(pattern)
-    if method.statistic not in ("gram", "norm"):
+    statistic = getattr(method, "statistic", None)
+    if statistic not in ("gram", "norm"):
         raise ValueError(
-            f"`{type(method).__name__}.statistic` must be 'gram' or 'norm'; got {method.statistic!r}. Give a value, "
+            f"`{type(method).__name__}.statistic` must be 'gram' or 'norm'; got {statistic!r}. Give a value, "
             "such as `layerwise.SparseGPT()`."
         )
     if correction is None:
@@ -233,7 +234,7 @@ def _check_result(method: layerwise.Method, kernel: Kernel, new: Any, mask: Any)
 
 def _sparsities(params: Params, sparsity: Any) -> Callable[[str, tuple[int, ...]], Any]:
     """The sparsity of each kernel, from one number or from a tree."""
-    if isinstance(sparsity, float | int | np.generic | None) or (tree.is_array(sparsity) and sparsity.ndim == 0):
+    if isinstance(sparsity, float | int | str | np.generic | None) or (tree.is_array(sparsity) and sparsity.ndim == 0):
         return lambda path, place: sparsity
     rows, _ = tree.flatten(params, sparsity, names=("tree of sparsities",))
     table = {path: given for path, _, given in rows}

@@ -23,7 +23,8 @@ def magnitude(params: Params, *, norm: Literal["l1", "l2"] = "l1", where: Where 
       where: Picks the leaves; the rest get `None`.
 
     Returns:
-      Scores in the leaves' own dtypes (`"l2"`: float32 or wider).
+      Scores in the leaves' own dtypes (`"l2"`: float32 or wider, in which squares of weights beyond 1.8e19 are infinite
+      and tie).
 
     References:
       Han et al., 2015, "Learning both Weights and Connections for Efficient Neural Networks".

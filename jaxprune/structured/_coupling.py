@@ -144,6 +144,8 @@ def couple(
             return [forest.frozen(n, "protected") for n in shape]
         return [forest.fresh(n, tag=1) for n in shape]
 
+    if semantics not in ("masked", "small"):
+        raise ValueError(f"`semantics` must be 'masked' or 'small'; got {semantics!r}.")
     labeling, leaf_labels = propagate(traced, label_leaf, by_split(split), exact=semantics == "masked")
     if not labeling.used:
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune._arrays import checks
 from jaxprune.structured._coupling import Coupling
 from jaxprune.typing import Counts
 
@@ -81,7 +82,9 @@ def macs(coupling: Coupling, fraction: float) -> Fitted:
     Raises:
       ValueError: The fraction is out of range, or below what one unit per group leaves.
     """
-    if not 0 < fraction <= 1:
+    if not checks.is_a(coupling, Coupling):
+        raise TypeError(f"`coupling` must come from `couple(fun, params, *args)`; got {type(coupling).__name__}.")
+    if not 0 < checks.real(fraction, "fraction") <= 1:
         raise ValueError(f"`macs` needs a fraction in (0, 1] of the dense count; got {fraction}.")
     return Fitted(coupling, fraction * coupling.macs(), coupling.macs, coupling.macs_per_unit)
 

@@ -66,7 +66,8 @@ def of_norms(
       aggregate: How the weights of a unit become one number.
       normalize: Divide by the mean over the group.
     """
-    leaves = {path: _float32(x) for path, x in tree.flatten(params)[0] if tree.is_array(x) and where(path, x)}
+    chosen = tree.flatten(tree.choose(where, params))[0]
+    leaves = {path: _float32(leaf) for path, leaf in chosen if tree.is_array(leaf)}
     return _of_leaves(leaves, coupling, norm, aggregate, normalize)
 
 
@@ -93,7 +94,7 @@ def geometric_median(params: Params, coupling: Coupling, *, where: Where = is_ke
     References:
       He et al., 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration".
     """
-    leaves = {path: _float32(leaf) for path, leaf in tree.flatten(params)[0] if where(path, leaf)}
+    leaves = {path: _float32(leaf) for path, leaf in tree.flatten(tree.choose(where, params))[0]}
     xp = _namespace(leaves.values())
     found = {}
     for group in coupling.groups:

@@ -88,6 +88,9 @@ def masks_of_units(params: Params, alive: Mapping[str, Bool[Any, "..."]], coupli
     Returns:
       Masks that broadcast: size 1 along every axis that no unit owns slices of.
     """
+    missing = [group.name for group in coupling.groups if group.name not in alive]
+    if missing:
+        raise ValueError(f"`alive` must say of the units of every group which stay; '{missing[0]}' is missing.")
     members: dict[str, list[tuple[int, Group]]] = {}
     for group in coupling.groups:
         for member in group.members:

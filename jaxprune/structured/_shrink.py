@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune._arrays import host, tree
+from jaxprune._arrays import checks, host, tree
 from jaxprune._masks import verbs
 from jaxprune.structured._compensation import compensated, uncompensated
 from jaxprune.structured._coupling import Coupling, Group, division
@@ -103,6 +103,9 @@ def shrink_fun(fun: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
       checks the plan against it, and evaluates the result small. It raises ValueError where the plan does not fit the
       function.
     """
+    checks.function(fun, "fun", "model.apply")
+    if not checks.is_a(plan, Plan):
+        raise TypeError(f"`plan` must come from `shrink` or `Plan.load`; got {type(plan).__name__}.")
 
     def small_fun(params: Params, *args: Any, **kwargs: Any) -> Any:
         return evaluate(fun, plan, params, args, kwargs)
@@ -121,6 +124,8 @@ def plan_of(params: Params, masks: Masks, coupling: Coupling) -> Plan:
     Raises:
       ValueError: The parameters are not those that were coupled.
     """
+    if not checks.is_a(coupling, Coupling):
+        raise TypeError(f"`coupling` must come from `couple(fun, params, *args)`; got {type(coupling).__name__}.")
     rows = [(path, leaf, mask) for path, leaf, mask in tree.flatten(params, masks, names=("masks",))[0]]
     arrays = {path: (leaf, mask) for path, leaf, mask in rows if tree.is_array(leaf)}
     _check(arrays, coupling)
