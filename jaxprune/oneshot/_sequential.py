@@ -122,7 +122,8 @@ def run(
     """
     if not 0 <= correction <= 1:
         raise ValueError(f"`correction` is the share of a change to make up for, in [0, 1]; got {correction}.")
-    tree.choose(where, params)  # raises where it picks nothing
+    if where is not None:
+        tree.choose(where, params)  # raises where it picks nothing
     correction = correction if propagate else 0.0  # without propagation the inputs do not change
     calls = _calls(fun, params, batches, where, valid, twice=correction > 0)
     for index in calls[0].picked:
