@@ -11,6 +11,8 @@ from flax import nnx
 
 import jaxprune
 
+START = jnp.arange(1.0, 33).reshape(8, 4)
+
 pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
 
 
@@ -182,3 +184,45 @@ def test_a_masked_model_that_divides_by_a_norm_of_zero_and_its_remedy():
     guarded = optax.apply_if_finite(transform, 5)
     updates, _ = guarded.update(jax.grad(loss)(masked, 0.0), guarded.init(masked), masked)
     jax.tree.map(np.testing.assert_array_equal, optax.apply_updates(masked, updates), masked)
+
+
+def test_masks_inside_of_others_count_too():
+    start = params()
+    half = jaxprune.magnitude(start, 0.5)
+    for transform, sparsity in (
+        (jaxprune.masked(gradual(0.75), half), 0.75),
+        (jaxprune.gradual(jaxprune.masked(optax.adam(0.05), half), jaxprune.magnitude, 0.25, end=2), 0.5),
+    ):
+        values, state = trained(transform, start)
+        assert float(jaxprune.sparsity(values, jaxprune.masks_of(state))) == pytest.approx(sparsity, abs=0.01)
+        jaxprune.check_masked(values, state)
+
+
+def test_agreement_is_asked_of_values_and_masks():
+    start = params()
+    masks = jaxprune.magnitude(start, 0.5)
+    with pytest.raises(ValueError, match="holds no masks"):
+        jaxprune.check_masked(start, optax.adam(0.1).init(start))
+    with pytest.raises(TypeError, match="traced"):
+        jax.jit(lambda p: jaxprune.check_masked(p, masks))(start)
+    jaxprune.check_masked(jaxprune.apply_updates(start, jax.tree.map(jnp.zeros_like, start), masks), masks)
+    narrow = {"kernel": start["enc"]["kernel"].astype(jnp.bfloat16)}
+    frequencies = jaxprune.dft(narrow, 0.5)
+    jaxprune.check_masked(jaxprune.apply(narrow, frequencies), frequencies)
+    with pytest.raises(ValueError, match="off by"):
+        jaxprune.check_masked(narrow, frequencies)
+
+
+@pytest.mark.parametrize("inner", ["adam", "l-bfgs"])
+@pytest.mark.parametrize("start", [START, {"kernel": START}], ids=["array", "tree"])
+def test_flattened_states_of_a_single_leaf_remember_nothing(inner, start):
+    optimizer = {"adam": optax.adam(0.1), "l-bfgs": optax.scale_by_lbfgs(memory_size=2)}[inner]
+    transform = jaxprune.gradual(optax.flatten(optimizer), jaxprune.magnitude, 0.75, begin=2, end=2)
+    values, state = start, transform.init(start)
+    for _ in range(3):
+        updates, state = transform.update(jax.tree.map(jnp.cos, values), state, values)
+        values = optax.apply_updates(values, updates)
+    histories = [x for x in jax.tree.leaves(state.inner) if x.shape[-1:] == (32,)]
+    pruned = ~np.asarray(jax.tree.leaves(jaxprune.masks_of(state))[0]).reshape(-1)
+    assert len(histories) >= 2
+    assert not any(np.asarray(x)[..., pruned].any() for x in histories)

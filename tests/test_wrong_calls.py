@@ -18,6 +18,7 @@ from jaxprune import (
     oneshot,
     patterns,
     scores,
+    statistics,
     structured,
     targets,
 )

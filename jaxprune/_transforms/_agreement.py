@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._masks import masking, verbs
 from jaxprune._transforms import _state
 from jaxprune.typing import Masks, Params
 
-_ROUNDING = 1e-5  # of the largest weight: how far a projection may be from itself
+_ROUNDING = 4  # in units of the last place of the largest weight: how far a projection may be from itself
+_LEAST_ROUNDING = 1e-5  # a transform in float32 rounds more often
 
 
 def apply_updates(params: Params, updates: Params, opt_state: Any) -> Params:
@@ -26,7 +28,7 @@ def apply_updates(params: Params, updates: Params, opt_state: Any) -> Params:
     Args:
       params: The parameters.
       updates: From the optimizer.
-      opt_state: The state that came with them, which holds the masks.
+      opt_state: The state that came with them, which holds the masks; or masks.
 
     Returns:
       The new parameters, masked.
@@ -41,7 +43,14 @@ def apply_updates(params: Params, updates: Params, opt_state: Any) -> Params:
       >>> print(optax.apply_updates(params, updates)["kernel"], apply_updates(params, updates, state)["kernel"])
       [[0.5 nan]] [[0.5 0. ]]
     """
-    return masking.apply(optax.apply_updates(params, updates), _state.masks_of(opt_state))
+    return masking.apply(optax.apply_updates(params, updates), _masks(opt_state))
+
+
+def _masks(masks_or_state: Any) -> Masks:
+    """The masks that a state holds, or masks as they are."""
+    kinds = jax.tree.leaves(masks_or_state, is_leaf=verbs.is_mask)
+    are_masks = all(verbs.is_mask(kind) or getattr(kind, "dtype", None) == jnp.bool_ for kind in kinds)
+    return masking.unpack(masks_or_state) if are_masks else _state.masks_of(masks_or_state)
 
 
 def check_masked(params: Params, masks: Masks | Any) -> None:
@@ -55,7 +64,9 @@ def check_masked(params: Params, masks: Masks | Any) -> None:
       masks: Masks, or an optimizer state that holds some.
 
     Raises:
-      ValueError: Weights that the masks prune are not 0; the message has paths and numbers. Or the masks do not fit.
+      ValueError: Weights that the masks prune are not 0; the message has paths and numbers. Or the masks do not fit, or
+        the state holds none.
+      TypeError: Something is traced.
 
     Examples:
       >>> masks = {"kernel": jnp.array([[True, False]])}
@@ -64,7 +75,9 @@ def check_masked(params: Params, masks: Masks | Any) -> None:
       Traceback (most recent call last):
       ValueError: Weights that the masks prune are not 0: 'kernel' (1 of 1). Call `jaxprune.apply(params, masks)`, ...
     """
-    given = _state.masks_of(masks) if _state.holds_masks(masks) else masking.unpack(masks)
+    if any(not checks.is_concrete(leaf) for leaf in jax.tree.leaves((params, masks))):
+        raise TypeError("`check_masked` looks at values, and these are traced. Call it outside `jit`.")
+    given = _masks(masks)
     wrong = list[str]()
     for path, leaf, mask in tree.flatten(params, given, names=("masks",))[0]:
         if mask is None:
@@ -72,7 +85,8 @@ def check_masked(params: Params, masks: Masks | Any) -> None:
         kept = verbs.of_weights(path, leaf, mask)
         if kept is None:
             difference = float(jnp.max(jnp.abs(verbs.apply(path, leaf, mask) - leaf), initial=0))
-            if not difference <= _ROUNDING * float(jnp.max(jnp.abs(leaf), initial=0)):
+            tolerated = max(_LEAST_ROUNDING, _ROUNDING * float(jnp.finfo(leaf.dtype).eps))
+            if not difference <= tolerated * float(jnp.max(jnp.abs(leaf), initial=0)):
                 wrong.append(f"'{path}' (off by {difference:.2g})")
             continue
         pruned = np.broadcast_to(~np.asarray(kept), leaf.shape)

@@ -34,12 +34,21 @@ def masks_of(opt_state: Any) -> Masks:
       >>> jaxprune.masks_of(optimizer.init(params))["kernel"].shape
       (2, 2)
     """
-    holders = [node for node in jax.tree.leaves(opt_state, is_leaf=_holds_masks) if _holds_masks(node)]
+    holders = _holders(opt_state)
     if not holders:
         raise ValueError(
             "This optimizer state holds no masks; build the optimizer with `masked`, `gradual` or the like."
         )
     return _without_placeholders(functools.reduce(_merged, (masking.unpack(holder.masks) for holder in holders)))
+
+
+def _holders(opt_state: Any) -> list[Any]:
+    """The states that hold masks, those inside of others too."""
+    found = list[Any]()
+    for node in jax.tree.leaves(opt_state, is_leaf=_holds_masks):
+        if _holds_masks(node):
+            found += [node, *_holders([getattr(node, name) for name in node._fields if name != "masks"])]
+    return found
 
 
 def _merged(first: Any, second: Any) -> Masks:
@@ -107,21 +116,23 @@ def zero_pruned(state: Any, params: Params, masks: Masks) -> Any:
 
     Every subtree with the structure of the parameters counts: moments, averages, copies, and histories, whose leaves
     have an axis in front. A leaf of it is masked where it is floating and has the parameter's shape. So is a vector of
-    all parameters, as `optax.flatten` makes it. Frequency-pruned leaves keep their moments.
+    all parameters, as `optax.flatten` makes it, or a history of such. Frequency-pruned leaves keep their moments.
     """
     structure = jax.tree.structure(params, is_leaf=_is_placeholder)
     leaves = jax.tree.leaves(params)
-    total = sum(leaf.size for leaf in leaves) if len(leaves) > 1 else -1
+    total, shapes = sum(leaf.size for leaf in leaves), [leaf.shape for leaf in leaves]
 
     def matches(node: Any) -> bool:
         return jax.tree.structure(node, is_leaf=_is_placeholder) == structure
 
     def zero(node: Any) -> Any:
+        # A bare array as parameters has the structure of any array, so that vectors come first.
+        is_vector = tree.is_floating(node) and node.ndim in (1, 2) and node.shape[-1] == total
+        if is_vector and node.shape not in shapes and node.shape[1:] not in shapes:
+            kept = jnp.concatenate(jax.tree.leaves(tree.map_with_path(_whole_mask, params, masks)))
+            return jnp.where(jnp.broadcast_to(kept, node.shape), node, jnp.zeros_like(node))
         if matches(node):
             return jax.tree.map(_zero_leaf, node, params, masks, is_leaf=_is_placeholder)
-        if tree.is_floating(node) and node.shape == (total,):
-            kept = tree.map_with_path(_whole_mask, params, masks)
-            return jnp.where(jnp.concatenate(jax.tree.leaves(kept)), node, jnp.zeros_like(node))
         return node
 
     return jax.tree.map(zero, state, is_leaf=matches)
