@@ -119,6 +119,18 @@ def test_grouped_queries_go_with_their_keys():
     assert (queries == keys[:, None, :1]).all()
 
 
+@pytest.mark.parametrize("reduce", [jnp.sum, jnp.max, jnp.prod])
+def test_a_number_may_be_reduced_over_no_axes(reduce):
+    """As the density of one sample is."""
+
+    def fun(p, x):
+        return reduce(jnp.sum(jax.nn.relu(x @ p["first"]) @ p["last"]), axis=())
+
+    params = kernels(first=(4, 8), last=(8, 3))
+    assert [width for width, _ in groups_of(fun, params, floats(4))] == [8, 3]
+    assert [width for width, _ in groups_of(jax.vmap(fun, (None, 0)), params, floats(2, 4))] == [8, 3]
+
+
 def test_multi_query_heads_can_be_pruned():
     fun, params, args = plain.multi_query()
     assert groups_of(fun, params, *args) == [(4, {"q[1]", "o[0]"})]

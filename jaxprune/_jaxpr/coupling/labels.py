@@ -263,8 +263,7 @@ def total(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
 def reduction(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Reductions take in what is removed; the other axes pass."""
     axes = eqn.params["axes" if "axes" in eqn.params else "dimensions"]
-    # `reduce` has the values that it starts from among its operands.
-    operands = tuple(operand for operand in operands if operand.axes)
+    operands = operands[: len(eqn.outvars)]  # `reduce` has the values that it starts from behind them
     for operand in operands:
         for axis in axes:
             labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
