@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from zoo import equinox_models, haiku_models, linen, nnx_models
@@ -92,6 +93,24 @@ def test_contractions_of_every_form():
         "members": ((1,), (0, 2), ()),
         "mapped": ((1,), (0, 2), ()),
     }
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((0, 1), (2, 3)), ((1, 0), (3, 2))])
+def test_inputs_are_in_the_order_of_the_leaf(ours, theirs):
+    """Heads before their widths, in whichever order the program lists the axes that it sums over."""
+
+    def fun(p, x):
+        return lax.dot_general(x, p["merge"], ((theirs, ours), ((), ())))
+
+    got, _ = roles(fun, kernels(merge=(2, 4, 6)), floats(2, 3, 2, 4))
+    assert got["merge"] == ((0, 1), (2,), ())
+    params = {"merge": jnp.arange(48.0).reshape(2, 4, 6)}
+    x = jnp.arange(48.0).reshape(2, 3, 2, 4)
+    rows = x.reshape(6, 8)
+    gram = jaxprune.calibrate(fun, params, [x], statistic="gram")["merge"].gram
+    np.testing.assert_allclose(gram, rows.T @ rows)
+    _, masks = jaxprune.sparsegpt(fun, params, [x], pattern=patterns.NM(2, 4))
+    assert (masks["merge"].sum(axis=1) == 2).all()
 
 
 def test_stacks():

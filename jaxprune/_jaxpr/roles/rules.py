@@ -32,7 +32,7 @@ class Use:
     """One product with a leaf; each of its axes is in one of the three.
 
     Attributes:
-      inputs: Summed over, the taps of a convolution before its channels.
+      inputs: Summed over, in the order of the leaf; the taps of a convolution before its channels.
       outputs: Those that the result has.
       stacked: One product for each position: layers of a scan, experts, the batch of a product.
       groups: Into how many groups a convolution divides the outputs, each with inputs of its own.
@@ -332,9 +332,11 @@ def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             inputs = (*eqn.params["dimension_numbers"].rhs_spec[2:], *inputs)
         for index, part in (operand or {}).items():
             outputs = [a for a in range(len(part.axes)) if a not in (*inputs, *stacked)]
+            over = axes_of(digit for i in inputs for digit in part.axes[i])
             found.products.setdefault(index, []).append(
                 Use(
-                    axes_of(digit for i in inputs for digit in part.axes[i]),
+                    # A product may list its axes in any order, so they come in the leaf's, as neighbours in memory.
+                    tuple(sorted(over)) if eqn.primitive.name == "dot_general" else over,
                     tuple(sorted(axes_of(digit for i in outputs for digit in part.axes[i]))),
                     tuple(sorted({*part.stacked, *axes_of(digit for i in stacked for digit in part.axes[i])})),
                     eqn.params.get("feature_group_count", 1),
