@@ -319,6 +319,10 @@ for name, make in {"masked": lambda m: jaxprune.masked(SGD, m), "keep_masked": j
     row(name, lambda m=make: step(m, {"first": None}), ValueError, "masks must have the structure")
     row(name, lambda m=make: step(m, MASKS, None), ValueError, "params")
 row("masks_of", lambda: jaxprune.masks_of(SGD.init(PARAMS)), ValueError, "holds no masks")
+row("apply_updates", lambda: jaxprune.apply_updates(PARAMS, PARAMS, SGD.init(PARAMS)), ValueError, "holds no masks")
+row("apply_updates", lambda: jaxprune.apply_updates(PARAMS, PARAMS, WRONG_MASK), ValueError, "(3, 3)")
+row("check_masked", lambda: jaxprune.check_masked(PARAMS, SGD.init(PARAMS)), ValueError, "holds no masks")
+row("check_masked", lambda: jaxprune.check_masked(PARAMS, WRONG_MASK), ValueError, "(3, 3)")
 row("masks_of", lambda: jaxprune.masks_of(0.5), ValueError, "holds no masks")
 row("soft_threshold", lambda: jaxprune.soft_threshold(SGD, -1), ValueError, "threshold")
 row("group_lasso", lambda: jaxprune.group_lasso(SGD, -1), ValueError, "threshold")
@@ -346,7 +350,7 @@ TRACING = {
     "oneshot.prune": lambda f: oneshot.prune(f, PARAMS, [X], layerwise.Wanda()),
     "oneshot.repair": lambda f: oneshot.repair(f, PARAMS, MASKS, [X]),
     "oneshot.swap": lambda f: oneshot.swap(f, PARAMS, MASKS, [X]),
-    "shrink": lambda f: jaxprune.shrink(f, PARAMS, MASKS, coupling()),
+    "shrink": lambda f: jaxprune.shrink(f, PARAMS, jaxprune.slim(PARAMS, 0.5, coupling=coupling()), coupling()),
     "deploy": lambda f: jaxprune.deploy(f, PARAMS, MASKS, X),
 }
 for name, call in TRACING.items():
@@ -420,8 +424,8 @@ row("targets.Within", lambda: targets.Within(-1), ValueError, "tolerance")
 row("targets.AtMost", lambda: targets.AtMost(1.0, None), TypeError, "cost")
 TRAINER = jaxprune.Trainer(lambda p, m: None, lambda p, s, b: (p, s), lambda i, e: [], lambda p: 1.0)
 TRAINED = functools.partial(jaxprune.prune_retrain, PARAMS, jaxprune.magnitude, TRAINER, targets.AtSparsity(0.5))
-row("prune_retrain", lambda: TRAINED(epochs=-1), ValueError, "needs epochs >= 0")
-row("prune_retrain", lambda: TRAINED(patience=0), ValueError, "patience >= 1")
+row("prune_retrain", lambda: TRAINED(epochs=-1), ValueError, "`epochs` must be 0 or more")
+row("prune_retrain", lambda: TRAINED(patience=0), ValueError, "`patience` must be 1 or more")
 row("rewind", lambda: jaxprune.rewind(PARAMS, {"first": None}, MASKS), ValueError, "structure")
 row("rewind", lambda: jaxprune.rewind(PARAMS, PARAMS, WRONG_MASK), ValueError, "shape (3, 3)")
 row("report", lambda: jaxprune.report(0.5, 0.5, X, jnp.zeros(6, int)), TypeError, "as `(fun, params)`")
