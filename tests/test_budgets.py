@@ -134,7 +134,7 @@ def test_a_concrete_sparsity_is_checked_wherever_it_comes_from(bad):
         lambda: jaxprune.layerwise.wanda(params["kernel"], jnp.ones(4), bad),
         lambda: jax.jit(lambda p: jaxprune.magnitude(p, bad))(params),
         lambda: jaxprune.gradual(optax.sgd(0.1), jaxprune.magnitude, bad, end=2),
-        lambda: jaxprune.gradual(optax.sgd(0.1), jaxprune.magnitude, lambda step: bad, end=2),
+        lambda: jaxprune.gradual(optax.sgd(0.1), jaxprune.magnitude, lambda step: bad, end=2).init(params),
         lambda: jaxprune.rigl(optax.sgd(0.1), {"kernel": params["kernel"] > 3}, end=2, drop=bad),
     ]
     for call in calls:

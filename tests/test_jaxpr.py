@@ -7,7 +7,7 @@ import pytest
 from zoo.case import floats, kernels
 
 from jaxprune._jaxpr import products
-from jaxprune._jaxpr.coupling import biases, control, labels, regroup
+from jaxprune._jaxpr.coupling import biases, collectives, control, labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
 from jaxprune._jaxpr.primitives import factors
 from jaxprune._jaxpr.shrinking import removed
@@ -183,7 +183,8 @@ def test_every_rule_of_a_shape_has_a_rule_of_labels():
 
 
 def test_what_is_labelled_as_known_at_removed_positions_can_be_computed_there():
-    """Convolutions and scatters say that it is 0 or that it is not known."""
+    """Convolutions, scatters, products of groups and collectives say that it is 0 or that it is not known."""
     without = set(labels.RULES) - set(shrinking.NESTED) - set(removed.PARTS)
+    without -= {*collectives.RULES, "psum", "pmax", "pmin", "axis_index", "ragged_dot_general"}
     assert {name for name in without if not name.startswith("scatter")} == {"conv_general_dilated", "create_token"}
     assert removed.ENDS & set(shrinking.RULES) == set(), "these take in what is removed"

@@ -60,6 +60,7 @@ def acdc(
     """
 
     def start(params: Params) -> Masks:
+        _inputs.check_at(sparsity, "sparsity", 0, end - begin)
         return _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
@@ -71,5 +72,5 @@ def acdc(
         )
 
     times = Times("acdc", begin, end, every)
-    _inputs.check(sparsity, "sparsity", 0, end - begin)
+    _inputs.check(sparsity, "sparsity")
     return refreshed(optimizer, start, refresh, times)

@@ -50,7 +50,9 @@ def _masks(masks_or_state: Any) -> Masks:
     """The masks that a state holds, or masks as they are."""
     kinds = jax.tree.leaves(masks_or_state, is_leaf=verbs.is_mask)
     are_masks = bool(kinds) and all(verbs.is_mask(kind) or getattr(kind, "dtype", None) == jnp.bool_ for kind in kinds)
-    return masking.unpack(masks_or_state) if are_masks else _state.masks_of(masks_or_state)
+    if are_masks and not _state.holds_masks(masks_or_state):
+        return masking.unpack(masks_or_state)
+    return _state.masks_of(masks_or_state)
 
 
 def check_masked(params: Params, masks: Masks | Any) -> None:

@@ -81,9 +81,10 @@ def dpf(
     """
     optimizer = optax.with_extra_args_support(optimizer)
     times = Times("dpf", begin, end, every)
-    _inputs.check(sparsity, "sparsity", 0, end - begin)
+    _inputs.check(sparsity, "sparsity")
 
     def init_fn(params: Params) -> FeedbackState:
+        _inputs.check_at(sparsity, "sparsity", 0, end - begin)
         masks = _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
         return FeedbackState(
             jnp.zeros((), jnp.int32),

@@ -58,6 +58,7 @@ def gradual(
     """
 
     def start(params: Params) -> Masks:
+        _inputs.check_at(sparsity, "sparsity", 0, end - begin)
         return _state.keep_all(params, _inputs.shapes(strategy, params, sparsity))
 
     def refresh(step: Any, params: Params, grads: Grads, masks: Masks) -> Masks:
@@ -65,5 +66,5 @@ def gradual(
         return _inputs.call(strategy, params, grads, _inputs.at(sparsity, step - begin))
 
     times = Times("gradual", begin, end, every)
-    _inputs.check(sparsity, "sparsity", 0, end - begin)
+    _inputs.check(sparsity, "sparsity")
     return refreshed(optimizer, start, refresh, times, regrown_wait=False, packed=packed)

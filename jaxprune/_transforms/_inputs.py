@@ -63,17 +63,23 @@ def shapes(strategy: Strategy, params: Params, sparsity: Schedule | None) -> Mas
     return jax.eval_shape(lambda p: call(strategy, p, p, at(sparsity, jnp.int32(0))), params)
 
 
-def check(schedule: Schedule | None, name: str, *steps: int) -> None:
-    """Checks the fraction that a constant is or that a schedule gives at some steps, unless it is traced.
+def check(constant: Schedule | None, name: str) -> None:
+    """Checks the fraction that a constant is, unless it is traced. A schedule is evaluated by `check_at`.
 
     Raises:
       ValueError: It is out of range or NaN.
       TypeError: It is not a number.
     """
-    if schedule is None:
-        return
-    if not callable(schedule):
-        checks.fraction(schedule, name)
+    if constant is not None and not callable(constant):
+        checks.fraction(constant, name)
+
+
+def check_at(schedule: Schedule | None, name: str, *steps: int) -> None:
+    """Checks the fractions that a schedule gives at some steps; errors as in `check`.
+
+    In `init`: an optimizer may be made before JAX knows its devices, as `jax.distributed.initialize` demands.
+    """
+    if schedule is None or not callable(schedule):
         return
     given = list[Any]()
 
@@ -81,9 +87,10 @@ def check(schedule: Schedule | None, name: str, *steps: int) -> None:
         given.extend(schedule(jnp.int32(step)) for step in steps)
         return [value for value in given if tree.is_array(value)]
 
-    arrays = iter(jax.jit(values)())  # one program, where an eager schedule compiles one for each of its operations
-    for step, value in zip(steps, given, strict=True):
-        checks.fraction(next(arrays) if tree.is_array(value) else value, f"{name}({step})")
+    with jax.ensure_compile_time_eval():
+        arrays = iter(jax.jit(values)())  # one program, where an eager schedule compiles each of its operations
+        for step, value in zip(steps, given, strict=True):
+            checks.fraction(next(arrays) if tree.is_array(value) else value, f"{name}({step})")
 
 
 def at(schedule: Schedule | None, step: Any) -> Any:

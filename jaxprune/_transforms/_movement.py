@@ -88,9 +88,10 @@ def movement(
     """
     optimizer, learner = optax.with_extra_args_support(optimizer), optax.with_extra_args_support(learner)
     times = Times("movement", begin, end, every)
-    _inputs.check(sparsity, "sparsity", 0, end - begin)
+    _inputs.check(sparsity, "sparsity")
 
     def init_fn(params: Params) -> MovementState:
+        _inputs.check_at(sparsity, "sparsity", 0, end - begin)
         chosen = tree.choose(where, params)
         scores = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), chosen)
         shapes = jax.eval_shape(lambda s: strategy(s, _inputs.at(sparsity, jnp.int32(0))), scores)

@@ -40,11 +40,12 @@ def regrowing(
       per_leaf: Exchange within each leaf, or over all leaves.
       pattern: What is exchanged together.
     """
-    _inputs.check(drop, "drop", 0, times.end - times.begin)
+    _inputs.check(drop, "drop")
     if drop is None:
         drop = optax.cosine_decay_schedule(0.3, max(1, times.end - times.begin))
 
     def start(params: Params) -> Masks:
+        _inputs.check_at(drop, "drop", 0, times.end - times.begin)
         visible = _state.fitting(params, masks)
         chosen = _with_masks(lambda leaf, mask: leaf, params, visible)
         shapes = jax.eval_shape(lambda s: exact.select(s, jax.tree.map(lambda _: 0, s), pattern=pattern), chosen)

@@ -174,7 +174,8 @@ def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value, *grou
         labeling.forest.freeze(labels, reason)
     for a, b in zip(*axes_of.summed, strict=True):
         labeling.forest.union(left.axes[a], right.axes[b])
-        labeling.require(eqn, left.axes[a], _multiplied(left.holds[a], right.holds[b]))
+        held = _multiplied(left.holds[a], right.holds[b])
+        labeling.require(eqn, left.axes[a], held if eqn.primitive.name == "dot_general" else _if_zero(held))
     for a, b in zip(*axes_of.batched, strict=True):
         labeling.forest.union(left.axes[a], right.axes[b])
     axes = [left.axes[a] for a in axes_of.batched[0]]
@@ -188,7 +189,13 @@ def contract(labeling: Labeling, eqn: JaxprEqn, left: Value, right: Value, *grou
         along = labeling.forest.frozen(shape_of(eqn.outvars[0])[0], reason)
         axes, holds = [along, *axes], [Holds.UNKNOWN, *holds]
     _note_contraction(labeling, eqn, (left, right))
-    return [labelled(axes, [_of_product(held) for held in holds])]
+    followed = _of_product if eqn.primitive.name == "dot_general" else _if_zero
+    return [labelled(axes, [followed(held) for held in holds])]
+
+
+def _if_zero(holds: Holds) -> Holds:
+    """0, or what is not followed: of a primitive without a rule for what removed positions hold."""
+    return holds if holds is Holds.ZERO else Holds.UNKNOWN
 
 
 def _multiplied(left: Holds, right: Holds) -> Holds:
@@ -290,7 +297,8 @@ def collective(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]
     for axis in axes:
         if labeling.exact and not (is_sum and operand.holds[axis] is Holds.ZERO):
             labeling.forest.freeze(operand.axes[axis], f"'{eqn.primitive.name}' reduces it")
-    return (total if is_sum else reduction)(labeling, eqn, operand)
+    (found,) = (total if is_sum else reduction)(labeling, eqn, operand)
+    return [found.replace(holds=tuple(map(_if_zero, found.holds)))]
 
 
 def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
