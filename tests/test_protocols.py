@@ -240,10 +240,15 @@ def test_sparse_training_takes_every_kind_of_pytree(kind):
 def test_rounds_take_every_kind_of_pytree_and_go_on_from_disk(kind, tmp_path):
     tree = PYTREES[kind]()
     optimizer = jaxprune.masked(optax.sgd(0.1), None)
+
+    def step(params, state, batch):
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
     trainer = jaxprune.Trainer(
         init=lambda params, masks: jaxprune.masked(optax.sgd(0.1), masks).init(params),
-        step=jax.jit(lambda params, state, batch: optimizer.update(params, state, params)),
-        batches=lambda index, epoch: [],
+        step=jax.jit(step),
+        batches=lambda index, epoch: [jnp.zeros(1)],
         evaluate=jaxprune.sparsity,
     )
     found, again = (
