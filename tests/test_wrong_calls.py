@@ -293,7 +293,7 @@ SCHEDULED = {
 for name, call in SCHEDULED.items():
     row(name, lambda c=call: c(f=90), ValueError, "fraction between 0 and 1; got 90")
     row(name, lambda c=call: c(f="0.5"), TypeError, "single real number; got '0.5'")
-    row(name, lambda c=call: c(f=lambda step: jnp.nan), ValueError, "`sparsity(0)` must be a fraction")
+    row(name, lambda c=call: c(f=lambda step: jnp.nan).init(PARAMS), ValueError, "`sparsity(0)` must be a fraction")
     row(name, lambda c=call: c(begin=5), ValueError, "needs 0 <= begin <= end")
     row(name, lambda c=call: c(every=0), ValueError, "every >= 1")
     row(name, lambda c=call: c().update(PARAMS, c().init(PARAMS)), ValueError, "params")
