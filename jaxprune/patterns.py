@@ -315,6 +315,7 @@ class Channel:
         return axis % len(shape)
 
 
+_LEFT_OUT = object()
 _AxisPattern = TypeVar("_AxisPattern", NM, Along)
 
 
@@ -323,13 +324,12 @@ def _with_axes(pattern: _AxisPattern, scores: Params) -> list[_AxisPattern]:
         return [pattern] * len(jax.tree.leaves(scores))
     name = type(pattern).__name__
     # What is not picked needs no axis, and may have one.
-    is_none = [score is None for score in jax.tree.leaves(scores, is_leaf=_is_none)]
-    axes = jax.tree.leaves(pattern.axis, is_leaf=lambda node: node is None or isinstance(node, tuple))
-    if len(axes) == len(is_none):
-        picked = [axis for axis, left_out in zip(axes, is_none, strict=True) if not left_out]
-        rows = [(path, axis) for path, axis in zip(tree.paths(scores), picked, strict=True)]
-    else:
-        rows = [(row[0], row[2]) for row in tree.flatten(scores, pattern.axis, names=(f"axis tree of `{name}`",))[0]]
+    filled = jax.tree.map(lambda score: _LEFT_OUT if score is None else score, scores, is_leaf=_is_none)
+    try:
+        found, _ = tree.flatten(filled, pattern.axis)
+    except ValueError:
+        found, _ = tree.flatten(scores, pattern.axis, names=(f"axis tree of `{name}`",))
+    rows = [(path, axis) for path, score, axis in found if score is not _LEFT_OUT]
     without = [path for path, axis in rows if axis is None]
     if without:
         raise ValueError(f"The axis tree of `{name}` has no axis for {tree.some(without)}. Leave it out with `where=`.")

@@ -280,6 +280,9 @@ def test_what_is_not_picked_needs_no_axis_and_may_have_one():
         jaxprune.magnitude(params, pattern=pattern)
     with pytest.raises(ValueError, match="axis tree of `NM`"):
         jaxprune.magnitude(params, pattern=NM(2, 4, axis={"kernel": 0}))
+    elsewhere = {"kernel_": 0, "turned": 1, "table": 1, "bias": None}  # as many entries, of other names
+    with pytest.raises(ValueError, match="axis tree of `NM`"):
+        jaxprune.magnitude(params, pattern=NM(2, 4, axis=elsewhere), where=filters.named("turned"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._calibration import _accumulators
 from jaxprune._jaxpr.roles import capture
 from jaxprune._jaxpr.roles.operands import Product, UnsupportedProduct
@@ -86,9 +85,8 @@ def calibrate(
     if statistic not in _KINDS:
         raise ValueError(f"`statistic` must be 'norm', 'variance' or 'gram'; got {statistic!r}.")
     kind = _KINDS[statistic]
-    if where is not None:
-        tree.choose(where, params)  # raises where it picks nothing
-    leaves, paths = list(arrays(params).values()), list(arrays(params))
+    named = arrays(params)
+    leaves, paths = list(named.values()), list(named)
     made = ByShape(
         fun, params, where, ("calibrate", statistic), lambda traced, found: (_step(traced, found, kind), found), kwargs
     )
@@ -135,6 +133,8 @@ class ByShape:
     kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.where is not None:
+            tree.choose(self.where, self.params)  # raises where it picks nothing
         self._made = _kept_with(self.fun)
         self._given = self.purpose, self.where, *_signature((self.params, dict(self.kwargs or {})))
 
@@ -146,10 +146,9 @@ class ByShape:
             traced = trace(self.fun, self.params, *args, kwargs=self.kwargs)
             found, unclear = _picked(traced, is_kernel if self.where is None else self.where)
             if self.where is None and found and unclear:
-                warnings.warn(
+                checks.warn(
                     f"These stay dense, since nothing is multiplied by them: {tree.some(unclear)}. Leave them out with "
-                    "`where=` to say that they shall.",
-                    stacklevel=4,
+                    "`where=` to say that they shall."
                 )
             elif unclear or not found:
                 raise ValueError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.products import count
 from jaxprune._jaxpr.tracing import options_of, trace
 from jaxprune._masks import verbs
@@ -78,7 +77,7 @@ def macs(
     effective = sum(n * (1.0 if i is None else density[i]) for i, n in total.by_leaf.items())
     if total.unknown:
         names = ", ".join(f"'{name}'" for name in total.unknown)
-        warnings.warn(f"`macs` does not know what is multiplied in {names}; not counted.", stacklevel=3)
+        checks.warn(f"`macs` does not know what is multiplied in {names}; not counted.")
     return Macs(sum(total.by_leaf.values()), float(effective), by_leaf, total.unbounded, tuple(total.unknown))
 
 

@@ -98,9 +98,7 @@ def check_masked(params: Params, masks: Masks | Any) -> None:
         if alive:
             wrong.append(f"'{path}' ({alive} of {int(pruned.sum())})")
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise ValueError(
-            f"Weights that the masks prune are not 0: {', '.join(wrong[:4])}{more}. Call "
-            "`jaxprune.apply(params, masks)`, and put what averages or "
-            "moves parameters inside the transform that holds the masks."
+            f"Weights that the masks prune are not 0: {tree.listed(wrong)}. Call `jaxprune.apply(params, masks)`, and "
+            "put what averages or moves parameters inside the transform that holds the masks."
         )

@@ -122,14 +122,12 @@ def run(
     """
     if not 0 <= correction <= 1:
         raise ValueError(f"`correction` is the share of a change to make up for, in [0, 1]; got {correction}.")
-    if where is not None:
-        tree.choose(where, params)  # raises where it picks nothing
     correction = correction if propagate else 0.0  # without propagation the inputs do not change
     calls = _calls(fun, params, batches, where, valid, twice=correction > 0)
+    paths, leaves = calls[0].traced.paths, list(arrays(params).values())
     for index in calls[0].picked:
-        path, leaf = calls[0].traced.paths[index], list(arrays(params).values())[index]
-        checks.finite(path, leaf, "weights", "Leave it out with `where=`, or mend it.")
-    work = _Work(solver, correction, calls[0].traced.paths, calls[0].picked, list(arrays(params).values()), masks)
+        checks.finite(paths[index], leaves[index], "weights", "Leave it out with `where=`, or mend it.")
+    work = _Work(solver, correction, paths, calls[0].picked, leaves, masks)
     stages = calls[0].run.program.stages
     total = sum(len(stage.units) for stage in stages)
     given = tuple(work.leaves)
@@ -338,10 +336,9 @@ class _Work:
         """Warns if there were inputs that no batch says anything of."""
         if self.unseen:
             found = tree.some([f"{path}: {number} of {size}" for path, (number, size) in self.unseen.items()])
-            warnings.warn(
+            checks.warn(
                 f"Some inputs were 0 in every sample ({found}). Their weights are pruned first, smallest first, and "
-                "keep their values where they stay. More calibration samples may reach them.",
-                stacklevel=4,
+                "keep their values where they stay. More calibration samples may reach them."
             )
 
     def _prepare(self, path: str, statistic: Array) -> tuple[Callable[..., Kernel], Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.coupling.biases import Consumer, consumers
 from jaxprune._jaxpr.coupling.choice import by_split
 from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason
@@ -155,16 +154,15 @@ def couple(
     coupling, reasons = _summarise(traced, labeling, leaf_labels, semantics)
     _warn(reasons)
     if coupling.divided:
-        warnings.warn(division(coupling.divided, "`couple`"), stacklevel=3)
+        checks.warn(division(coupling.divided, "`couple`"))
     return coupling
 
 
 def division(divided: Mapping[str, str], who: str) -> str:
     """What is said of groups that are divided by 0 where they are masked."""
     names = [f"'{name}' ({where})" for name, where in divided.items()]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"{who}: the function divides by what is 0 where units of {', '.join(names[:3])}{more} are masked. The masked "
+        f"{who}: the function divides by what is 0 where units of {tree.listed(names, limit=3)} are masked. The masked "
         f"model is NaN there, and the shrunk one is not. Add a small number to the divisor, or `protect` those leaves."
     )
 
@@ -176,10 +174,9 @@ def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
         if isinstance(reason, NoRule):
             touched.setdefault(reason.primitive, []).append(f"'{path}' axis {axis}")
     for primitive, places in touched.items():
-        warnings.warn(
+        checks.warn(
             f"`couple` does not know the primitive '{primitive}', so it keeps whole what it touches: "
-            f"{', '.join(places)}.",
-            stacklevel=4,
+            f"{', '.join(places)}."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -72,19 +71,18 @@ def shrink(
     plan = plan_of(params, masks, coupling)
     removed = [group.name for group in coupling.groups if _is_cut(group, plan)]
     if not removed:
-        warnings.warn(
+        checks.warn(
             "`shrink` removes nothing: no unit has all its slices masked. Take the masks from "
-            "`slim(params, coupling=coupling)`.",
-            stacklevel=2,
+            "`slim(params, coupling=coupling)`."
         )
     divided = {name: coupling.divided[name] for name in removed if name in coupling.divided}
     if divided:
-        warnings.warn(division(divided, "`shrink`"), stacklevel=2)
+        checks.warn(division(divided, "`shrink`"))
     if compensate is not None:
         nowhere = uncompensated(coupling, plan, params, compensate)
         if nowhere:
             reasons = "; ".join(f"'{name}' ({', '.join(why)})" for name, why in nowhere.items())
-            warnings.warn(f"`compensate` found nowhere to put all of the mean of: {reasons}.", stacklevel=2)
+            checks.warn(f"`compensate` found nowhere to put all of the mean of: {reasons}.")
         masked = tree.map_with_path(_masked, params, masks, names=("masks",))
         params = compensated(params, masked, compensate, coupling)
     small_params = tree.map_with_path(_masked, plan.take(params), plan.take(masks), names=("masks",))
