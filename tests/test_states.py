@@ -167,6 +167,7 @@ def test_a_mask_over_frequencies_of_what_shrinks_is_refused():
         PLAN.take(masks)
 
 
+@pytest.mark.skipif(not hasattr(optax.contrib, "galore"), reason="optax before 0.2.7")
 def test_the_projected_state_of_a_square_kernel_is_refused():
     """Its shape is the parameter's, but its coordinates are not."""
     plan = jaxprune.Plan({"w": LeafPlan((8, 8), {1: KEPT})})

@@ -104,9 +104,15 @@ def callee(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
     return (jaxpr, constants) if len(jaxpr.invars) == len(eqn.invars) else None
 
 
+def manual_axes(eqn: JaxprEqn) -> frozenset[str]:
+    """The axes of the mesh along which a `shard_map` divides the work."""
+    # JAX 0.10.2 renamed the parameter.
+    return frozenset(eqn.params["newly_manual_axes" if "newly_manual_axes" in eqn.params else "manual_axes"])
+
+
 def devices_along(eqn: JaxprEqn, spec: Any, rank: int) -> list[int]:
     """Among how many devices a `shard_map` divides each axis of an operand or a result."""
-    sizes, manual = eqn.params["mesh"].shape, eqn.params["newly_manual_axes"]
+    sizes, manual = eqn.params["mesh"].shape, manual_axes(eqn)
     names = [name if isinstance(name, tuple) else (name,) for name in spec]
     numbers = [math.prod(sizes[name] for name in along if name in manual) for along in names]
     return [*numbers, *[1] * (rank - len(numbers))]
@@ -114,7 +120,7 @@ def devices_along(eqn: JaxprEqn, spec: Any, rank: int) -> list[int]:
 
 def number_of_devices(eqn: JaxprEqn) -> int:
     """How many devices a `shard_map` runs on."""
-    return math.prod(eqn.params["mesh"].shape[name] for name in eqn.params["newly_manual_axes"])
+    return math.prod(eqn.params["mesh"].shape[name] for name in manual_axes(eqn))
 
 
 def scan_operands(eqn: JaxprEqn, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:

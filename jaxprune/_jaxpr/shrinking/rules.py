@@ -12,7 +12,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
-from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, manual_axes, scan_operands, while_operands
 from jaxprune._jaxpr.shrinking import derivatives, indexing
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept, kept_of
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
@@ -202,7 +202,7 @@ def shard_map(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence
         mesh=params["mesh"],
         in_specs=tuple(params["in_specs"]),
         out_specs=tuple(params["out_specs"]),
-        axis_names=set(params["newly_manual_axes"]),
+        axis_names=set(manual_axes(eqn)),
         check_vma=params["check_vma"],
     )
     return again(*operands)
