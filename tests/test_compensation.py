@@ -184,6 +184,25 @@ def test_a_mean_of_the_wrong_size_is_refused():
         shrink(fun, params, masks, couple(fun, shapes, *args), compensate=means)
 
 
+def test_means_and_weights_that_are_nan_reach_no_bias():
+    fun, shapes, args = plain.mlp()
+    params = {**randomised(shapes)}
+    masks = without(params, ("first", 1), ("bias", 0), ("second", 0))
+    coupling = couple(fun, shapes, *args)
+    means = {**dict.fromkeys(params), "second": jnp.ones(8).at[1].set(jnp.nan)}
+    with (
+        pytest.warns(UserWarning, match="adds to no bias"),
+        pytest.raises(ValueError, match=r"means that `compensate` has of 'second' hold NaN"),
+    ):
+        shrink(fun, params, masks, coupling, compensate=means)
+    params["second"] = params["second"].at[0].set(jnp.inf)
+    with (
+        pytest.warns(UserWarning, match="adds to no bias"),
+        pytest.raises(ValueError, match=r"weights of 'second' hold NaN or infinity"),
+    ):
+        shrink(fun, params, masks, coupling, compensate={**means, "second": jnp.ones(8)})
+
+
 def test_means_have_the_structure_of_the_parameters():
     fun, shapes, args = plain.mlp()
     params = randomised(shapes)

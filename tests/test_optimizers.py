@@ -41,8 +41,11 @@ def optimizers():
     for module in (optax, optax.contrib):
         for name, function in sorted(vars(module).items()):
             is_public = inspect.isfunction(function) and not name.startswith(("_", "scale_by_"))
-            if is_public and "learning_rate" in inspect.signature(function).parameters and name not in LEFT_OUT:
-                found[name] = functools.partial(function, learning_rate=0.01, **EXTRA.get(name, {}))
+            rates = (
+                [p for p in inspect.signature(function).parameters if p.endswith("learning_rate")] if is_public else []
+            )
+            if rates and name not in LEFT_OUT:
+                found[name] = functools.partial(function, **{rates[0]: 0.01}, **EXTRA.get(name, {}))
     return found
 
 

@@ -67,7 +67,8 @@ def calibrate(
 
     Raises:
       ValueError: Nothing multiplies a picked leaf, or what does is not understood; the message names paths and reasons.
-        Or there are no batches, one has no rows or gives statistics that are not finite, or no sample counts.
+        Or there are no batches, one has no rows or gives statistics that are not finite, or no sample counts: the last
+        two are looked at where values are known, and not while this is itself traced.
       TypeError: `batches` is no iterable of batches.
 
     Examples:
@@ -202,7 +203,7 @@ def checked_batches(batches: Any) -> Iterator[Any]:
 
 def _check_finite(finite: Sequence[Mapping[int, Any]], paths: Sequence[str]) -> None:
     for number, flags in enumerate(finite):
-        bad = [paths[leaf] for leaf, flag in flags.items() if not bool(flag)]
+        bad = [paths[leaf] for leaf, flag in flags.items() if checks.is_concrete(flag) and not bool(flag)]
         if bad:
             raise ValueError(
                 f"Batch {number} gives statistics with NaN or infinity for {tree.some(bad)}. Look at the batch, and "
@@ -212,7 +213,7 @@ def _check_finite(finite: Sequence[Mapping[int, Any]], paths: Sequence[str]) -> 
 
 def _check_counted(states: Any, paths: Sequence[str]) -> None:
     numbers = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer)]
-    if not any(bool((number > 0).any()) for number in numbers):
+    if all(map(checks.is_concrete, numbers)) and not any(bool((number > 0).any()) for number in numbers):
         raise ValueError(f"No sample counts for {tree.some(paths)}. Look at `valid=`, which must be true for some.")
 
 

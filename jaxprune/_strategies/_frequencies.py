@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from jaxprune import budgets
 from jaxprune._arrays import checks, meshes, tree
-from jaxprune._masks import frequency
+from jaxprune._masks import frequency, masking
 from jaxprune._selection import frequencies, requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED
+from jaxprune._strategies._within import pruned
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Budget, Masks, Params, Sparsity, Where
 
@@ -26,6 +27,7 @@ def dft(
     transform: frequency.Transform = "dft",
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
+    within: Masks = None,
 ) -> Masks:
     """Removes frequencies of the kernels instead of weights.
 
@@ -41,6 +43,7 @@ def dft(
       transform: Fourier or cosine (type II, orthonormal).
       where: Picks the leaves to prune; the rest get `None`.
       budget: How the sparsity is spread over the leaves.
+      within: Masks of an earlier call over the same axes and transform: what they removed stays removed.
 
     Returns:
       A tree of `Spectral` masks; `None` for leaves that were not picked or are empty.
@@ -55,18 +58,33 @@ def dft(
     if not checks.is_a(axes, tuple, list) or not all(checks.is_a(axis, int) for axis in axes):
         raise TypeError(f"`axes` must be a tuple of integers; got {axes!r}. Give, for example, (-2, -1).")
     settled = requests.settled(UNSTRUCTURED, sparsity, budget)
+    params = pruned(params, within)
     rows, treedef = tree.flatten(tree.map_picked(_unless_empty, where, params))
     normalised = [_axes_of(path, leaf, axes) for path, leaf in rows]
     rankings = [_ranking(leaf, a, keep, transform) for (_, leaf), a in zip(rows, normalised, strict=True)]
     shapes = [leaf.shape for _, leaf in rows]
     spread = [frequency.spread(r, s, a, transform) for r, s, a in zip(rankings, shapes, normalised, strict=True)]
     counts = jax.tree.leaves(budget(treedef.unflatten(spread), settled, UNSTRUCTURED))
-    return treedef.unflatten(
+    if within is not None:
+        earlier = {path: mask for path, _, mask in tree.flatten(params, within, names=("within",))[0]}
+        rankings = [
+            _removed_last(r, earlier[path], a, transform)
+            for (path, _), r, a in zip(rows, rankings, normalised, strict=True)
+        ]
+    masks = treedef.unflatten(
         [
             frequency.Spectral(frequencies.select_frequencies(r, count, s, a, transform), a, transform)
             for r, count, s, a in zip(rankings, counts, shapes, normalised, strict=True)
         ]
     )
+    return masks if within is None else masking.intersection(masks, within)
+
+
+def _removed_last(ranking: Any, mask: Any, axes: tuple[int, ...], transform: frequency.Transform) -> Any:
+    """The ranking with what an earlier mask removed below all else, if it is a mask of these frequencies."""
+    if not isinstance(mask, frequency.Spectral) or (mask.axes, mask.transform) != (axes, transform):
+        return ranking
+    return jnp.where(mask.keep, ranking, jnp.full_like(ranking, -jnp.inf))
 
 
 def _unless_empty(path: str, leaf: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxprune import budgets, patterns
+from jaxprune._masks import masking
 from jaxprune._selection import exact, requests
+from jaxprune._strategies._within import restricted
 from jaxprune.typing import Budget, Masks, Pattern, Scores, SelectingPattern, Sparsity
 
 UNSTRUCTURED = patterns.Unstructured()
@@ -18,6 +20,7 @@ def from_scores(
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
     absolute: bool = False,
+    within: Masks = None,
 ) -> Masks:
     """Prunes by any scores: the last step of every strategy here, and the way to use your own criterion.
 
@@ -27,6 +30,10 @@ def from_scores(
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together.
       absolute: The absolute values are the scores; see `select`.
+      within: Masks of an earlier pruning. What they removed stays removed, and the sparsity is still a fraction of all
+        weights; a leaf, line or group that has fewer left than it may keep keeps those. A leaf without scores has the
+        mask that it had. Where scores are averaged over a group, as in `Block`, what was removed counts as 0, or as the
+        lowest score where that is negative.
 
     Returns:
       Masks with the structure of `scores`.
@@ -42,6 +49,11 @@ def from_scores(
        [ True False]]
     """
     sparsity = requests.settled(pattern, sparsity, budget)
+    if within is not None:
+        if absolute:
+            scores = exact.magnitudes(scores)
+        masks = from_scores(restricted(scores, within, pattern), sparsity, budget=budget, pattern=pattern)
+        return masking.intersection(masks, within)
     if pattern.sparsity is not None:
         if budget is not budgets.uniform:
             raise ValueError(

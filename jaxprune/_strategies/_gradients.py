@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 from jaxprune import budgets
 from jaxprune import scores as scoring
 from jaxprune._arrays import checks, meshes
-from jaxprune._masks import masking
 from jaxprune._selection import requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED, from_scores
+from jaxprune._strategies._within import pruned
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Budget, Grads, Masks, Params, Pattern, Sparsity, Where
 
@@ -28,6 +28,7 @@ def taylor(
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Removes the weights that change the loss least to first order; see `jaxprune.scores.taylor`.
 
@@ -38,11 +39,15 @@ def taylor(
       where: Picks the leaves to prune.
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
     """
-    return from_scores(scoring.taylor(params, grads, where=where), sparsity, budget=budget, pattern=pattern)
+    params = pruned(params, within)
+    return from_scores(
+        scoring.taylor(params, grads, where=where), sparsity, budget=budget, pattern=pattern, within=within
+    )
 
 
 def snip(
@@ -53,6 +58,7 @@ def snip(
     where: Where = is_kernel,
     budget: Budget = budgets.global_,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Prunes at initialisation by connection sensitivity, all weights ranked together; see `jaxprune.scores.snip`.
 
@@ -63,11 +69,15 @@ def snip(
       where: Picks the leaves to prune.
       budget: The paper's is `global_`.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
     """
-    return from_scores(scoring.snip(params, grads, where=where), sparsity, budget=budget, pattern=pattern)
+    params = pruned(params, within)
+    return from_scores(
+        scoring.snip(params, grads, where=where), sparsity, budget=budget, pattern=pattern, within=within
+    )
 
 
 def grasp(
@@ -78,6 +88,7 @@ def grasp(
     where: Where = is_kernel,
     budget: Budget = budgets.global_,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Prunes at initialisation so that the gradient keeps flowing; see `jaxprune.scores.grasp`.
 
@@ -88,11 +99,15 @@ def grasp(
       where: Picks the leaves to prune.
       budget: The paper's is `global_`.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
     """
-    return from_scores(scoring.grasp(loss, params, where=where), sparsity, budget=budget, pattern=pattern)
+    params = pruned(params, within)
+    return from_scores(
+        scoring.grasp(loss, params, where=where), sparsity, budget=budget, pattern=pattern, within=within
+    )
 
 
 def synflow(
@@ -105,6 +120,7 @@ def synflow(
     where: Where = is_kernel,
     budget: Budget = budgets.global_,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Prunes at initialisation without data, in rounds that keep layers from collapsing; see `jaxprune.scores.synflow`.
 
@@ -119,6 +135,7 @@ def synflow(
       where: Picks the leaves to prune.
       budget: The paper's is `global_`.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
@@ -126,14 +143,14 @@ def synflow(
     Raises:
       ValueError: `rounds` is not positive.
     """
+    params = pruned(params, within)
     if checks.whole(rounds, "rounds", least=None) < 1:
         raise ValueError(f"`synflow` needs at least one round; got {rounds}.")
     args = inputs if isinstance(inputs, tuple) else (inputs,)
 
     def prune(masks: Masks | None, sparsity: Sparsity | None) -> Masks:
-        pruned = params if masks is None else masking.apply(params, masks)
-        scores = scoring.synflow(fun, pruned, *args, where=where)
-        return from_scores(scores, sparsity, budget=budget, pattern=pattern)
+        scores = scoring.synflow(fun, pruned(params, masks), *args, where=where)
+        return from_scores(scores, sparsity, budget=budget, pattern=pattern, within=within)
 
     settled = requests.settled(pattern, sparsity, budget)
     if pattern.sparsity is not None or settled is None:

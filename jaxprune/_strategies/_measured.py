@@ -12,6 +12,7 @@ from jaxprune import budgets, patterns
 from jaxprune import scores as scoring
 from jaxprune._arrays import tree
 from jaxprune._strategies._from_scores import UNSTRUCTURED, from_scores
+from jaxprune._strategies._within import pruned
 from jaxprune.typing import Axes, Budget, Masks, Params, Pattern, Sparsity, Statistics, Where
 
 _BY_OUTPUT = patterns.Along()
@@ -25,6 +26,7 @@ def wanda(
     where: Where | None = None,
     budget: Budget = budgets.uniform,
     pattern: Pattern = _BY_OUTPUT,
+    within: Masks = None,
 ) -> Masks:
     r"""Prunes by weight magnitude times input norm, $|W_{ij}| \lVert x_i \rVert_2$, within each output.
 
@@ -36,6 +38,7 @@ def wanda(
       budget: How the sparsity is spread over the leaves; `budgets.owl` was made for these scores.
       pattern: `Along()` compares the weights of each output, and `NM(n, m)` of so many consecutive inputs: both run
         along the inputs that were measured, whatever the layout, unless they are given an axis.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
@@ -54,8 +57,11 @@ def wanda(
     References:
       Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models".
     """
+    params = pruned(params, within)
     scores = scoring.wanda(params, statistics, where=where)
-    return from_scores(scores, sparsity, budget=budget, pattern=_along_inputs(pattern, params, statistics, where))
+    return from_scores(
+        scores, sparsity, budget=budget, pattern=_along_inputs(pattern, params, statistics, where), within=within
+    )
 
 
 def ria(
@@ -67,6 +73,7 @@ def ria(
     where: Where | None = None,
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Prunes by relative importance and activations; see `jaxprune.scores.ria`.
 
@@ -78,6 +85,7 @@ def ria(
       where: Picks the leaves to prune; by default all that were measured.
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together: single weights of a whole kernel, as in the paper; see `wanda` for others.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
@@ -88,8 +96,11 @@ def ria(
     References:
       Zhang et al., 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models".
     """
+    params = pruned(params, within)
     scores = scoring.ria(params, statistics, power=power, where=where)
-    return from_scores(scores, sparsity, budget=budget, pattern=_along_inputs(pattern, params, statistics, where))
+    return from_scores(
+        scores, sparsity, budget=budget, pattern=_along_inputs(pattern, params, statistics, where), within=within
+    )
 
 
 def variance(
@@ -100,6 +111,7 @@ def variance(
     remove: Literal["smallest", "largest"] = "smallest",
     where: Where | None = None,
     budget: Budget = budgets.uniform,
+    within: Masks = None,
 ) -> Masks:
     """Removes whole outputs of kernels, neurons and channels, by the variance of what they put out.
 
@@ -113,6 +125,7 @@ def variance(
       remove: `"largest"` is the rule of the article whose "weight pruning" this is.
       where: Picks the kernels, by default all that were measured. Leave out the last one: its outputs are the model's.
       budget: How the sparsity is spread over the kernels.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks of size 1 along the inputs of each kernel, which broadcast.
@@ -132,7 +145,7 @@ def variance(
     scores = scoring.variance(params, statistics, where=where)
     outputs = _axis_tree(lambda axes: axes.outputs, params, statistics, where)
     ranked = scores if remove == "smallest" else jax.tree.map(lambda score: -score, scores)
-    return from_scores(ranked, sparsity, budget=budget, pattern=patterns.Along(outputs))
+    return from_scores(ranked, sparsity, budget=budget, pattern=patterns.Along(outputs), within=within)
 
 
 def _along_inputs(pattern: Pattern, params: Params, statistics: Statistics, where: Where | None) -> Pattern:

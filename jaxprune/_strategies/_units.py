@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jaxprune import budgets, patterns, structured
 from jaxprune import scores as scoring
 from jaxprune._arrays import checks
+from jaxprune._masks import masking
 from jaxprune._selection import exact, requests
 from jaxprune._strategies._from_scores import from_scores
+from jaxprune._strategies._within import pruned
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling
 from jaxprune.structured._select import masks_of_best_units
@@ -32,6 +34,7 @@ def slim(
     keep_at_least: int = 1,
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
+    within: Masks = None,
 ) -> Masks:
     """Keeps the best units, whole: neurons of a dense layer, channels of a convolution, heads of an attention.
 
@@ -55,6 +58,7 @@ def slim(
       where: Picks the kernels. Without a coupling, leave out the last one: its outputs are the model's.
       budget: How the sparsity is spread over the leaves, or over the groups, which `by_path` then knows by name; with a
         coupling also `structured.macs` or `structured.latency`.
+      within: Masks of an earlier pruning, of units or of weights, which stay in force: what they removed counts as 0.
 
     Returns:
       Masks with the structure of `params`.
@@ -71,6 +75,14 @@ def slim(
       >>> masks["first"].shape, masks["second"].shape
       ((1, 8), (8, 1))
     """
+    if within is not None:
+        known = scores if scores is None or isinstance(scores, structured.UnitScores) else pruned(scores, within)
+        masks = slim(
+            pruned(params, within), sparsity, coupling=coupling, scores=known, norm=norm, axis=axis,
+            aggregate=aggregate, normalize=normalize, round_to=round_to, keep_at_least=keep_at_least, where=where,
+            budget=budget,
+        )  # fmt: skip
+        return masking.intersection(masks, within)
     if coupling is not None and not checks.is_a(coupling, Coupling):
         raise TypeError(f"`coupling` must come from `couple(fun, params, *args)`; got {coupling!r}.")
     if coupling is not None:

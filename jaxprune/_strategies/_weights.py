@@ -8,6 +8,7 @@ from jaxprune import budgets
 from jaxprune import scores as scoring
 from jaxprune._arrays import tree
 from jaxprune._strategies._from_scores import UNSTRUCTURED, from_scores
+from jaxprune._strategies._within import pruned
 from jaxprune.filters import is_kernel
 from jaxprune.typing import Budget, Masks, Params, Pattern, PRNGKey, Sparsity, Where
 
@@ -20,6 +21,7 @@ def magnitude(
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Removes the smallest weights; see `jaxprune.scores.magnitude`.
 
@@ -30,6 +32,7 @@ def magnitude(
       where: Picks the leaves to prune, by `(path, leaf)`; the rest get `None`.
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
@@ -44,9 +47,10 @@ def magnitude(
       [[ True  True]
        [False False]] None
     """
+    params = pruned(params, within)
     absolute = norm == "l1"  # single weights then rank without their absolute values being written down
     scores = tree.choose(where, params) if absolute else scoring.magnitude(params, norm=norm, where=where)
-    return from_scores(scores, sparsity, budget=budget, pattern=pattern, absolute=absolute)
+    return from_scores(scores, sparsity, budget=budget, pattern=pattern, absolute=absolute, within=within)
 
 
 def random(
@@ -57,6 +61,7 @@ def random(
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Removes weights at random: the baseline; see `jaxprune.scores.random`.
 
@@ -67,11 +72,15 @@ def random(
       where: Picks the leaves to prune.
       budget: How the sparsity is spread over the leaves.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
     """
-    return from_scores(scoring.random(key, params, where=where), sparsity, budget=budget, pattern=pattern)
+    params = pruned(params, within)
+    return from_scores(
+        scoring.random(key, params, where=where), sparsity, budget=budget, pattern=pattern, within=within
+    )
 
 
 def lamp(
@@ -81,6 +90,7 @@ def lamp(
     where: Where = is_kernel,
     budget: Budget = budgets.global_,
     pattern: Pattern = UNSTRUCTURED,
+    within: Masks = None,
 ) -> Masks:
     """Magnitude with layer-adaptive scores under one threshold; see `jaxprune.scores.lamp`.
 
@@ -90,8 +100,10 @@ def lamp(
       where: Picks the leaves to prune.
       budget: The paper's is `global_`.
       pattern: What is removed together.
+      within: Masks of an earlier pruning, which stay in force; see `from_scores`.
 
     Returns:
       Masks with the structure of `params`.
     """
-    return from_scores(scoring.lamp(params, where=where), sparsity, budget=budget, pattern=pattern)
+    params = pruned(params, within)
+    return from_scores(scoring.lamp(params, where=where), sparsity, budget=budget, pattern=pattern, within=within)

@@ -54,7 +54,8 @@ def movement(
 
     The parameters are the pruned ones; the dense weights $W$ and the scores $S$ are in the state. Scores receive the
     gradient $\partial L / \partial S = \partial L / \partial W' \cdot W$ straight through the masks, so that they rise
-    where a weight moves away from zero, pruned or not. Pruned weights receive no gradient and keep their value.
+    where a weight moves away from zero, pruned or not. A dense weight that is pruned receives no gradient: under plain
+    gradient descent it keeps its value; momentum and weight decay still move it.
 
     Args:
       optimizer: Any optax optimizer; it trains the weights. Extra arguments are passed on to it.

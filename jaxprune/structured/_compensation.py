@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune._arrays import host, tree
+from jaxprune._arrays import checks, host, tree
 from jaxprune._jaxpr.coupling.biases import Bias, Consumer
 from jaxprune.statistics import Variance
 from jaxprune.structured._coupling import Coupling, Group
@@ -28,7 +28,8 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
       coupling: From `couple`.
 
     Raises:
-      ValueError: A mean does not have the size of its kernel's inputs; the message names the path.
+      ValueError: A mean does not have the size of its kernel's inputs, or means or weights are not finite; the message
+        names the path.
     """
     rows, structure = tree.flatten(params, masked, statistics, names=("masked parameters", "tree `compensate`"))
     leaves = {path: leaf for path, leaf, _, _ in rows}
@@ -36,6 +37,10 @@ def compensated(params: Params, masked: Params, statistics: Statistics, coupling
         consumer = coupling.consumers.get(path)
         if mean is None or consumer is None or masked_leaf is leaf:
             continue
+        checks.finite(
+            path, _means(mean), "means that `compensate` has", "Measure them again, or leave it out with `None`."
+        )
+        checks.finite(path, leaf, "weights", "`compensate` has no mean of what they gave; leave it out with `None`.")
         xp, dtype = np if isinstance(host.view(leaf), np.ndarray) else jnp, tree.promote(leaf.dtype, jnp.float32)
         lost = xp.asarray(leaf).astype(dtype) - xp.asarray(masked_leaf).astype(dtype)
         change = lost * _spread(path, xp.asarray(_means(mean)).astype(dtype), leaf.shape, consumer, xp)
