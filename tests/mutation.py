@@ -13,6 +13,7 @@ or the change makes no difference; write those down under `EQUIVALENT`, with the
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import random
 import shutil
@@ -26,7 +27,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.work_item import MutationSpec, TestOutcome
 
 MODULES = {
-    "budgets": (["budgets.py"], ["test_budgets.py", "test_properties.py"]),
+    "budgets": (["budgets.py"], ["test_budgets.py", "test_measured.py", "test_properties.py"]),
     "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_first_steps.py"]),
     "patterns": (["patterns.py"], ["test_protocols.py", "test_properties.py", "test_selection.py"]),
     "selection": (["_selection"], ["test_selection.py", "test_protocols.py"]),
@@ -40,19 +41,34 @@ EQUIVALENT: dict[str, str] = {}
 TIMEOUT = 900.0
 
 
+def without_effect(file: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """The places, from and to, where a change changes nothing: annotations, and the `strict=` of `zip`."""
+    places = list[ast.expr]()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            places += [node.annotation] if node.annotation else []
+        elif isinstance(node, ast.FunctionDef):
+            places += [node.returns] if node.returns else []
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            places.append(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            places.append(node.func)  # list[int | None]()
+    return [((p.lineno, p.col_offset), (p.end_lineno or 0, p.end_col_offset or 0)) for p in places]
+
+
 def mutants(files: list[Path]) -> list[list[MutationSpec]]:
-    """For every place that can be changed, all changes; without annotations."""
+    """For every place that can be changed, all changes."""
     found: dict[tuple[Path, tuple[int, int], tuple[int, int]], list[MutationSpec]] = {}
     for file in files:
         nodes = list(ast_nodes(get_ast(file.read_text())))
+        idle = without_effect(file)
         for name in sorted(plugins.operator_names()):
             if name in SKIPPED:
                 continue
             operator = plugins.get_operator(name)()
             places = [place for node in nodes for place in operator.mutation_positions(node)]
             for occurrence, (start, end) in enumerate(places):
-                line = file.read_text().splitlines()[start[0] - 1]
-                if ": " not in line.split("=")[0].split("(")[0]:  # a field or a variable with a type
+                if not any(begin <= start < finish for begin, finish in idle):
                     spec = MutationSpec(file, name, occurrence, start, end)
                     found.setdefault((file, start, end), []).append(spec)
     return list(found.values())

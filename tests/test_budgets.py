@@ -285,3 +285,57 @@ def test_a_rule_that_matches_no_leaf_lists_the_paths():
     tree = {f"layer_{i}": jnp.ones((2, 3)) for i in range(7)}
     with pytest.raises(ValueError, match=r"rule 'dense' of `by_path` matches no leaf; there are 'layer_0'.*and 2 more"):
         jaxprune.magnitude(tree, 0.5, budget=budgets.by_path({"layer": 0.1, "dense": 0.9}))
+
+
+def dealt_out(share, sizes, total):
+    """Whole numbers near the shares that sum to the total: the largest fractions are rounded up, first come first."""
+    counts = np.minimum(np.floor(share), sizes).astype(int)
+    for place in np.argsort(counts - share, kind="stable")[: total - counts.sum()]:
+        counts[place] += 1
+    return counts
+
+
+@pytest.mark.parametrize("sparsity", [0.03, 0.5, 0.9])
+@pytest.mark.parametrize("layer", [None, lambda path: path[0]], ids=["leaves", "layers"])
+def test_owl_follows_its_formula(sparsity, layer):
+    rng = np.random.default_rng(3)
+    sizes = [40, 100, 64, 7, 90]
+    tree = {f"{'aabbc'[i]}{i}": rng.exponential(size=n).astype(np.float32) ** 3 for i, n in enumerate(sizes)}
+    members = [[0, 1], [2, 3], [4]] if layer else [[i] for i in range(5)]
+    share = np.zeros(5)
+    for mine in members:
+        values = np.concatenate([list(tree.values())[i] for i in mine]).astype(np.float64)
+        share[mine] = (values > 2 * values.mean()).mean()
+    level = (share - share.min()) / (share.max() - share.min())
+    mean = (level * sizes).sum() / sum(sizes)
+    density = 1 - sparsity + 2 * min(0.08, min(sparsity, 1 - sparsity) / 2) * (level - mean)
+    expected = dealt_out(density * sizes, np.array(sizes), round(sum(sizes) * (1 - sparsity)))
+    counts = budgets.owl(tree, sparsity, UNSTRUCTURED, threshold=2.0, layer=layer)
+    assert [int(count) for count in counts.values()] == list(expected)
+
+
+def test_erk_gives_what_is_left_over_to_the_largest_fractions():
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        shapes = [tuple(rng.integers(3, 40, 2)) for _ in range(6)]
+        tree = {f"w{i}": jnp.zeros(shape) for i, shape in enumerate(shapes)}
+        sizes = np.array([leaf.size for leaf in tree.values()])
+        weight = np.array([sum(shape) for shape in shapes], np.float64)
+        total = round(int(sizes.sum()) * 0.3)
+        full = np.zeros(6, bool)
+        while True:  # leaves that would pass density 1 are full, and the others share what is left
+            share = np.where(full, sizes, weight * (total - sizes[full].sum()) / weight[~full].sum())
+            if not (share > sizes).any():
+                break
+            full |= share > sizes
+        counts = budgets.erk(tree, 0.7, UNSTRUCTURED)
+        # Ties of fractions are dealt out in another order, and both are float: a leaf may differ by one.
+        assert np.abs(np.array([int(c) for c in counts.values()]) - dealt_out(share, sizes, total)).max() <= 1
+        assert sum(map(int, counts.values())) == total
+
+
+def test_the_count_of_a_leaf_is_one_number():
+    tree = {"w": jnp.arange(100.0)}
+    for budget in (budgets.uniform, budgets.global_, budgets.erk, budgets.owl):
+        assert jnp.shape(budget(tree, 0.5, UNSTRUCTURED)["w"]) == ()
+    assert jnp.shape(budgets.cumulative(0.5)(tree, None, UNSTRUCTURED)["w"]) == ()
