@@ -141,14 +141,18 @@ def test_a_shared_jaxpr_is_walked_at_each_call_with_its_own_labels():
 
 def test_an_unknown_primitive_freezes_what_it_touches_and_a_warning_names_it_and_the_paths():
     def fun(p, x, y):
-        kernel = jax.lax.linalg.qr(p["first"], full_matrices=False)[0]
+        kernel = jnp.linalg.solve(jnp.eye(8), p["first"])
         return x @ kernel, jnp.tanh(y @ p["second"]) @ p["third"]
 
     params = kernels(first=(8, 3), second=(3, 6), third=(6, 2))
-    named = r"does not know the primitive 'qr', so it keeps whole what it touches: 'first' axis 0, 'first' axis 1\.$"
+    named = (
+        r"does not know the primitive 'custom_linear_solve', so it keeps whole what it touches: "
+        r"'first' axis 0, 'first' axis 1\.$"
+    )
     with pytest.warns(UserWarning, match=named):
         coupling = couple(fun, params, floats(2, 8), floats(2, 3))
-    assert coupling.frozen["first", 0] == "'qr' has no rule and touches it"
+    reason = "'custom_linear_solve' has no rule and touches it: what it solves is not in the program"
+    assert coupling.frozen["first", 0] == reason
     assert [group.name for group in coupling.groups] == ["second"]
 
 

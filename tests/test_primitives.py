@@ -1,13 +1,34 @@
 """Primitives that code written elsewhere is full of: what they tie together, shrink, count and multiply."""
 
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.custom_partitioning import custom_partitioning
 from zoo.case import compare, floats, kernels, randomised, size, unit_masks
 
 import jaxprune
+from jaxprune._jaxpr import products
+from jaxprune._jaxpr.coupling import biases, integers, labels, regroup
+from jaxprune._jaxpr.primitives import (
+    CALLS,
+    COMPOSED,
+    CONTRACTIONS,
+    CONTROL,
+    FROZEN,
+    GENERATED,
+    MATRICES,
+    MAY_MULTIPLY,
+)
+from jaxprune._jaxpr.roles import rules as roles
+from jaxprune._jaxpr.roles import stored
+from jaxprune._jaxpr.shrinking import removed
+from jaxprune._jaxpr.shrinking import rules as shrinking
 from jaxprune._masks import masking
 from jaxprune.structured._coupling import couple
 from jaxprune.structured._shrink import shrink
@@ -415,3 +436,93 @@ def test_a_model_under_pmap_has_units_and_says_why_it_has_no_layout():
     assert shrunk_groups(fun, params, x) == [(8, {"up[1]", "down[0]"})]
     assert jaxprune.macs(fun, params, x).by_leaf == {"up": 80, "down": 48}
     assert jaxprune.layout(fun, params, x).without["up"] == "'shard_map' takes it"
+
+
+PRIMITIVES = """
+import gc, jax, jax.lax, jax.nn, jax.numpy, jax.random, jax.scipy
+from jax.extend.core import Primitive
+print(*{found.name for found in gc.get_objects() if isinstance(found, Primitive)})
+"""
+
+
+@pytest.fixture(scope="module")
+def primitives():
+    """Every primitive that JAX itself makes: those of a process that has imported nothing else."""
+    done = subprocess.run([sys.executable, "-c", PRIMITIVES], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_every_primitive_has_a_rule_or_a_reason_why_it_has_none(primitives):
+    """A primitive that a new JAX brings is named here; give it a rule, or a line in the tables of `FROZEN`."""
+    assert {"add", "ragged_dot_general", "psum", "qr", "scan", "jit"} <= primitives
+    ruled = primitives & set(labels.RULES)
+    print(f"\n{len(ruled)} of {len(primitives)} primitives of JAX {jax.__version__} have rules")
+    for name in sorted(primitives & set(FROZEN)):
+        print(f"  '{name}' has none: {FROZEN[name]}")
+    assert primitives - ruled == primitives & set(FROZEN)
+    assert not set(labels.RULES) & set(FROZEN)
+
+
+def test_the_tables_of_all_questions_agree():
+    """What passes a primitive's labels can be evaluated smaller, and what is removed of it where that is known."""
+    evaluated = {**shrinking.RULES, **shrinking.NESTED}
+    for table in (evaluated, roles.RULES, products.RULES, biases.RULES, stored.RULES, integers.RULES, removed.PARTS):
+        assert set(table) <= set(labels.RULES)
+    assert {*CONTROL, *CALLS, *COMPOSED, "shard_map"} == set(shrinking.NESTED)
+    assert set(CONTRACTIONS) <= set(roles.RULES) & set(products.RULES) & set(biases.RULES)
+    assert set(labels.RULES) & MAY_MULTIPLY == MATRICES
+    followed = (labels.elementwise, labels.ordered, labels.generated, labels.pool, labels.reduction, labels.total)
+    known = {name for name, rule in labels.RULES.items() if rule in followed}
+    assert known | set(regroup.RULES) <= set(removed.PARTS)
+    # These have shapes among their parameters.
+    shaped = {"broadcast_in_dim", "reshape", "slice", "split", "pad", "gather", "dynamic_slice"}
+    assert shaped | GENERATED <= set(evaluated)
+
+
+def test_what_is_named_tiled_placed_printed_or_checked_passes():
+    def fun(p, x):
+        y = checkpoint_name(jnp.tanh(x @ p["up"]), "hidden")
+        jax.debug.print("{}", y)
+        y = jax.device_put(jnp.tile(y, (1, 2)))
+        y = jax.lax.composite(lambda y: y * 2.0, "tests.double")(y) * jnp.tile(jnp.arange(8.0), 2)
+        return jax.nn.softmax(y + 1.0) @ jnp.tile(p["down"], (2, 1))
+
+    params, x = kernels(up=(5, 8), down=(8, 3)), floats(2, 5)
+    assert shrunk_groups(fun, params, x) == [(8, {"up[1]", "down[0]"})]
+
+
+def test_units_pass_branches_for_platforms_and_functions_with_a_batching_or_a_partitioning_of_their_own():
+    @jax.custom_batching.custom_vmap
+    def doubled(y):
+        return y * 2.0
+
+    doubled.def_vmap(lambda size, batched, y: (doubled(y), batched[0]))
+
+    @custom_partitioning
+    def halved(y):
+        return y / 2.0
+
+    halved.def_partition(lambda mesh, args, out: (mesh, halved, out, args), sharding_rule="i j -> i j")
+
+    def fun(p, x):
+        y = jax.lax.platform_dependent(x @ p["up"], tpu=jnp.sin, cpu=jnp.tanh, default=jnp.cos)
+        return halved(doubled(y)) @ p["down"]
+
+    assert shrunk_groups(fun, kernels(up=(5, 8), down=(8, 3)), floats(2, 5)) == [(8, {"up[1]", "down[0]"})]
+
+
+def test_axes_before_those_of_matrices_pass():
+    """One covariance for each unit: factors of it, solutions by them, and their eigenvalues."""
+
+    def fun(p, x):
+        y = jnp.einsum("ti,ihd->htd", x, p["up"])
+        covariance = jnp.einsum("htd,hte->hde", y, y) + 10.0 * jnp.eye(3)
+        lower = jnp.linalg.cholesky(covariance)
+        solved = jax.scipy.linalg.solve_triangular(lower, y.mT, lower=True)
+        total = solved * jnp.linalg.eigvalsh(covariance)[..., None] + jnp.linalg.svd(covariance)[1][..., None]
+        total = total + jnp.linalg.qr(covariance)[1].sum(-1, keepdims=True) ** 2
+        return jnp.einsum("hdt,hdo->to", total, p["down"])
+
+    params = kernels(up=(5, 4, 3), down=(4, 3, 2))
+    assert shrunk_groups(fun, params, floats(2, 5))[0] == (4, {"up[1]", "down[0]"})
+    assert couple(fun, params, floats(2, 5)).frozen["up", 2] == "'cholesky' needs all of it"

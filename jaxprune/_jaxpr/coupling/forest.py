@@ -10,6 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Int32
 
+from jaxprune._jaxpr.primitives import FROZEN
+
 Labels: TypeAlias = Int32[np.ndarray, "_"]
 
 
@@ -20,7 +22,8 @@ class NoRule:
     primitive: str
 
     def __str__(self) -> str:
-        return f"'{self.primitive}' has no rule and touches it"
+        reason = FROZEN.get(self.primitive)
+        return f"'{self.primitive}' has no rule and touches it" + (f": {reason}" if reason else "")
 
 
 Reason: TypeAlias = str | NoRule

@@ -19,7 +19,16 @@ from jaxprune._jaxpr.contractions import contraction, dot, grouping
 from jaxprune._jaxpr.coupling import collectives, control, indexing, integers, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
 from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Leaf, Pending, Term, Value, labelled
-from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
+from jaxprune._jaxpr.primitives import (
+    ELEMENTWISE,
+    GENERATED,
+    MATRICES,
+    ONE_TO_ONE,
+    ORDERED,
+    UNCHANGED,
+    VECTORS,
+    ZERO_PRESERVING,
+)
 from jaxprune._jaxpr.walker import dtype_of, shape_of
 
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
@@ -73,7 +82,7 @@ def unknown(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Joins the operands axis by axis, but for scalars and axes of one that are stretched."""
     name = eqn.primitive.name
-    if name == "optimization_barrier":
+    if name in UNCHANGED:
         return list(operands)
     shape = shape_of(eqn.outvars[0])
     rank = len(shape)
@@ -310,6 +319,8 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     if name == "fft":
         rank = len(operands[0].axes)
         along = tuple(range(rank - len(eqn.params["fft_lengths"]), rank))
+    elif name == "approx_top_k":
+        along = (eqn.params["reduction_dimension"] % len(operands[0].axes),)
     elif name == "top_k":
         along = (eqn.params.get("axis", len(operands[0].axes) - 1),)
     else:
@@ -353,6 +364,26 @@ def generated(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value
     return [made[0].replace(holds=holds, positions=made[0].axes[along])]
 
 
+def watched(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """`jax.debug.print` and the like: they see the smaller arrays."""
+    del operands
+    return [labeling.fresh(shape_of(out)) for out in eqn.outvars]
+
+
+def matrices(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Factors and solutions: the axes of matrices stay, those before them pass."""
+    name = eqn.primitive.name
+    before = max(len(operand.axes) for operand in operands) - (1 if name in VECTORS else 2)
+    for operand in operands:
+        for mine, theirs in zip(operands[0].axes[:before], operand.axes[:before], strict=True):
+            labeling.forest.union(mine, theirs)
+        for axis in operand.axes[before:]:
+            labeling.forest.freeze(axis, f"'{name}' needs all of it")
+    axes = list(operands[0].axes[:before])
+    shapes = [shape_of(out)[before:] for out in eqn.outvars]
+    return [labelled([*axes, *(labeling.forest.frozen(n, f"'{name}' makes it") for n in shape)]) for shape in shapes]
+
+
 def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Sliding windows: axes with a window of one pass."""
     window, shape = eqn.params["window_dimensions"], shape_of(eqn.outvars[0])
@@ -384,14 +415,10 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "reduce_sum": total,
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), reduction),
     **dict.fromkeys(("argmax", "argmin", "reduce"), reduction),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), ordered),
-    **dict.fromkeys(
-        ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
-    ),
-    **dict.fromkeys(
-        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token", "axis_index"),
-        generated,
-    ),
+    **dict.fromkeys(ORDERED, ordered),
+    **dict.fromkeys(GENERATED, generated),
+    **dict.fromkeys("debug_callback debug_print check inspect_sharding dce_sink after_all".split(), watched),
+    **dict.fromkeys(MATRICES | VECTORS, matrices),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), pool),
     **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add"), pool),
 }

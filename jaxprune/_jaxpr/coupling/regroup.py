@@ -219,6 +219,13 @@ def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     return [labelled((*before, part, *after), operand.holds) for part in parts]
 
 
+def tile(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """Repeats the label arrays."""
+    del labeling
+    axes = [x if n == 1 else np.tile(x, n) for x, n in zip(operand.axes, eqn.params["reps"], strict=True)]
+    return [labelled(axes, operand.holds).replace(const=operand.const)]
+
+
 def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
     """Padded positions are free."""
     axes, holds = [], []
@@ -257,5 +264,6 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "slice": cut,
     "split": split,
     "pad": pad,
+    "tile": tile,
     "rev": reverse,
 }

@@ -12,7 +12,15 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
-from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, manual_axes, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import (
+    COMPOSED,
+    GENERATED,
+    PLAIN_CALLS,
+    inner_jaxpr,
+    manual_axes,
+    scan_operands,
+    while_operands,
+)
 from jaxprune._jaxpr.shrinking import derivatives, indexing
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept, kept_of
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
@@ -130,7 +138,11 @@ def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> S
 
     branches = [branch(i) for i in range(len(eqn.params["branches"]))]
     flat = evaluation.pack(operands, values, values)
-    return evaluation.unpack(lax.switch(kept_of(index), branches, *flat), outputs)
+    platforms = eqn.params.get("branches_platforms")
+    if platforms is None:
+        return evaluation.unpack(lax.switch(kept_of(index), branches, *flat), outputs)
+    chosen = {name: branch for names, branch in zip(platforms, branches, strict=True) for name in names or ("default",)}
+    return evaluation.unpack(lax.platform_dependent(*flat, **chosen), outputs)
 
 
 def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
@@ -227,7 +239,7 @@ def _shrinks(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
 
 
 RULES: dict[str, Callable[..., Sequence[Any]]] = {
-    **dict.fromkeys(("iota", "random_bits", "rng_bit_generator", "rng_uniform", "random_split", "empty"), made_whole),
+    **dict.fromkeys(GENERATED, made_whole),
     "broadcast_in_dim": broadcast,
     "reshape": reshape,
     "split": split,
@@ -239,7 +251,7 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
 }
 # Their operands and results carry what is held at removed positions.
 NESTED: dict[str, Callable[..., Sequence[Any]]] = {
-    **dict.fromkeys(("jit", "closed_call", *COMPOSED), call),
+    **dict.fromkeys((*PLAIN_CALLS, *COMPOSED), call),
     "remat2": remat,
     "cond": cond,
     "while": while_loop,
