@@ -13,24 +13,11 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from zoo.case import compare, floats, kernels, randomised, size, unit_masks
 
 import jaxprune
-from jaxprune._jaxpr import products
-from jaxprune._jaxpr.coupling import biases, integers, labels, regroup
-from jaxprune._jaxpr.primitives import (
-    CALLS,
-    COMPOSED,
-    CONTRACTIONS,
-    CONTROL,
-    FROZEN,
-    GENERATED,
-    MATRICES,
-    MAY_MULTIPLY,
-)
-from jaxprune._jaxpr.roles import rules as roles
-from jaxprune._jaxpr.roles import stored
-from jaxprune._jaxpr.shrinking import removed
-from jaxprune._jaxpr.shrinking import rules as shrinking
+from jaxprune._jaxpr.coupling import labels
+from jaxprune._jaxpr.primitives import FROZEN
 from jaxprune._masks import masking
 from jaxprune.structured._coupling import couple
+from jaxprune.structured._plan import LeafPlan, Plan
 from jaxprune.structured._shrink import shrink
 
 pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
@@ -223,6 +210,64 @@ def test_positions_of_another_order_in_each_layer_of_a_scan():
     params = kernels(up=(3, 3, 4), down=(3, 4, 3))
     assert couple(fun, params, floats(2, 3)).groups[0].layers == 3
     assert shrunk_groups(fun, params, floats(2, 3)) == [(4, {"up[2]", "down[1]"})]
+
+
+CUTS = {
+    "slice": lambda y: jnp.concatenate([y[:, :4], 2.0 * y[:, 4:]], 1),
+    "stride": lambda y: jnp.concatenate([y[:, ::2], jnp.sin(y[:, 1::2])], 1),
+    "pad": lambda y: y + jnp.pad(y[:, 2:5], ((0, 0), (2, 3))),
+    "write": lambda y: y.at[:, 1:4].multiply(2.0 + y[:, 1:4]),
+    "sum": lambda y: y + y[:, :3].sum(1, keepdims=True),
+}
+
+
+def test_functions_of_some_channels_or_of_all_that_an_index_picks():
+    def fun(p, x):
+        y = jnp.tanh(x @ p["up"])
+        y = y.at[:, 1:3].multiply(2.0).at[:, :2].max(y[:, 6:]).at[:, 4:].min(0.5).at[:, 3:5].subtract(y[:, :2])
+        z = (x @ p["left"]).at[:, jnp.array([1, 2])].apply(jnp.cos) @ p["right"]
+        return y @ p["down"], z, (x @ p["wide"]).at[1].apply(jnp.cos).sum(1)
+
+    params = kernels(up=(5, 8), down=(8, 3), left=(5, 4), right=(4, 3), wide=(5, 4))
+    assert shrunk_groups(fun, params, floats(2, 5)) == [(2, {"up[1]", "down[0]"})] * 2
+    frozen = couple(fun, params, floats(2, 5)).frozen
+    assert frozen["left", 1] == "'scatter' indexes it"
+    assert frozen["wide", 1].startswith("'reduce_sum' at test_primitives.py")
+
+
+def test_layers_of_a_scan_that_cut_their_channels_keep_as_many_of_each_part():
+    """Each keeps its own of either part, with their gradients; the last kind is padded by its own derivative rule."""
+    padded = jax.custom_vjp(lambda y: jnp.tanh(y[:, 3:6]))
+    padded.defvjp(lambda y: (padded(y), y), lambda y, g: (jnp.pad(g * jnp.cos(y[:, 3:6]), ((0, 0), (3, 2))),))
+    kinds = {**CUTS, "rule": lambda y: y + jnp.pad(padded(y), ((0, 0), (3, 2)))}
+
+    def layer(x, p):
+        return x + sum(cut(jnp.tanh(x @ p[name]["up"])) @ p[name]["down"] for name, cut in kinds.items()), None
+
+    def fun(p, x):
+        return jax.lax.scan(layer, x, p)[0]
+
+    params, x = randomised({name: kernels(up=(3, 3, 8), down=(3, 8, 3)) for name in kinds}), data(2, 3)
+    coupling = couple(fun, params, x)
+    assert {group.layers for group in coupling.groups} == {3}
+    widths = {name: [g.width for g in coupling.groups if g.name.startswith(name)] for name in kinds}
+    assert widths == {"slice": [4, 4], "stride": [4, 4], "pad": [5, 3], "write": [5, 3], "sum": [3, 5], "rule": [5, 3]}
+    masks = unit_masks(coupling, params)
+    small, small_params, plan = shrink(fun, params, masks, coupling)
+    masked = masking.apply(params, masks)
+    compare(jax.jit(small)(small_params, x), fun(masked, x), 1e-5)
+    gradients = [jax.jit(jax.grad(lambda p, f=f: jnp.square(f(p, x)).sum())) for f in (small, fun)]
+    compare(gradients[0](small_params), plan.take(gradients[1](masked)), 1e-4)
+
+
+def test_a_plan_that_keeps_other_numbers_of_a_part_in_each_layer_says_so():
+    def fun(p, x):
+        return jax.lax.scan(lambda x, p: (x + CUTS["slice"](x @ p["up"]) @ p["down"], None), x, p)[0]
+
+    kept = np.array([[0, 1, 4], [0, 4, 5]])
+    plan = Plan({"up": LeafPlan((2, 3, 8), {2: kept}, 0), "down": LeafPlan((2, 8, 3), {1: kept}, 0)})
+    with pytest.raises(ValueError, match="The plan keeps 1 to 2 of an axis of 4 in the layers of a scan, whose shapes"):
+        jaxprune.shrink_fun(fun, plan)({"up": jnp.ones((2, 3, 3)), "down": jnp.ones((2, 3, 3))}, jnp.ones((1, 3)))
 
 
 WHERE = jnp.array([0, 2])
@@ -461,22 +506,6 @@ def test_every_primitive_has_a_rule_or_a_reason_why_it_has_none(primitives):
         print(f"  '{name}' has none: {FROZEN[name]}")
     assert primitives - ruled == primitives & set(FROZEN)
     assert not set(labels.RULES) & set(FROZEN)
-
-
-def test_the_tables_of_all_questions_agree():
-    """What passes a primitive's labels can be evaluated smaller, and what is removed of it where that is known."""
-    evaluated = {**shrinking.RULES, **shrinking.NESTED}
-    for table in (evaluated, roles.RULES, products.RULES, biases.RULES, stored.RULES, integers.RULES, removed.PARTS):
-        assert set(table) <= set(labels.RULES)
-    assert {*CONTROL, *CALLS, *COMPOSED, "shard_map"} == set(shrinking.NESTED)
-    assert set(CONTRACTIONS) <= set(roles.RULES) & set(products.RULES) & set(biases.RULES)
-    assert set(labels.RULES) & MAY_MULTIPLY == MATRICES
-    followed = (labels.elementwise, labels.ordered, labels.generated, labels.pool, labels.reduction, labels.total)
-    known = {name for name, rule in labels.RULES.items() if rule in followed}
-    assert known | set(regroup.RULES) <= set(removed.PARTS)
-    # These have shapes among their parameters.
-    shaped = {"broadcast_in_dim", "reshape", "slice", "split", "pad", "gather", "dynamic_slice"}
-    assert shaped | GENERATED <= set(evaluated)
 
 
 def test_what_is_named_tiled_placed_printed_or_checked_passes():

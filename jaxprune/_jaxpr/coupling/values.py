@@ -79,6 +79,11 @@ def labelled(axes: Sequence[Labels], holds: Sequence[Holds] | None = None) -> Va
     return Value(axes, (Holds.UNKNOWN,) * len(axes) if holds is None else tuple(holds))
 
 
+def computed(operands: Sequence[Value], axis: int, width: int) -> Holds:
+    """What a function of several operands holds along an axis of that width, if nothing says that it is 0."""
+    return max([Holds.EQUAL, *(o.holds[axis] for o in operands if len(o.axes[axis]) == width)])
+
+
 @dataclasses.dataclass
 class Frame:
     """Labels of one walk through one jaxpr, kept for re-evaluation: a jaxpr that is called twice has two frames."""
@@ -164,6 +169,7 @@ class Labeling:
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
       escaped: Labels of values outside the bodies of outermost scans.
+      inside: Labels of axes inside of these, by their identity. All layers have one shape.
       divisions: Labels of axes whose removed positions are divided by 0, with the primitive and where it is.
       enclosing: The equations that hold the jaxpr being walked.
     """
@@ -183,6 +189,7 @@ class Labeling:
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     escaped: list[Labels] = dataclasses.field(default_factory=list)
+    inside: dict[int, Labels] = dataclasses.field(default_factory=dict)
     divisions: list[tuple[Labels, str]] = dataclasses.field(default_factory=list)
     enclosing: list[JaxprEqn] = dataclasses.field(default_factory=list)
 

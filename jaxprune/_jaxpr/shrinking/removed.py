@@ -19,7 +19,7 @@ from jaxprune._jaxpr.coupling.values import Holds, Value
 from jaxprune._jaxpr.primitives import ELEMENTWISE, GENERATED, ORDERED, UNCHANGED, factors
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Part, Region, kept_of
 from jaxprune._jaxpr.shrinking.indexing import cut
-from jaxprune._jaxpr.shrinking.rules import padding
+from jaxprune._jaxpr.shrinking.rules import padded
 from jaxprune._jaxpr.walker import bind, shape_of
 
 
@@ -155,7 +155,7 @@ def pad(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: i
         for axis, labels in enumerate(evaluation.value(eqn.outvars[0]).axes)
     ]
     part = _spread(evaluation, eqn, operands[0], region)
-    return bind(eqn, part, kept_of(operands[1]), padding_config=padding(eqn, kept))[0]
+    return padded(evaluation, eqn, part, kept_of(operands[1]), kept)
 
 
 def gather(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: int, region: Region) -> Any:

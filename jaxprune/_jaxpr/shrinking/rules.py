@@ -50,22 +50,27 @@ def split(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
 
 def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
     """As many padded positions as stay."""
-    return bind(eqn, operand, fill, padding_config=padding(eqn, evaluation.kept_axes(eqn.outvars[0])))
+    return [padded(evaluation, eqn, operand, fill, evaluation.kept_axes(eqn.outvars[0]))]
 
 
-def padding(eqn: JaxprEqn, taken: Sequence[Kept | None]) -> tuple[Sequence[Any], ...]:
-    """How much a `pad` adds, given which positions of each axis the result has."""
+def padded(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any, taken: Sequence[Kept | None]) -> Any:
+    """What a `pad` makes, given which positions of each axis the result has."""
     config = list(eqn.params["padding_config"])
+    picks: dict[int, np.ndarray] = {}
     for axis, kept in enumerate(taken):
         if kept is None:
             continue
         low, _, _ = config[axis]
         before = (kept.indices < low).sum(-1)
         inside = (kept.indices < low + shape_of(eqn.invars[0])[axis]).sum(-1)
-        if not (before.min() == before.max() and inside.min() == inside.max()):
-            raise ValueError("'pad' adds other counts in each layer of a scan. Leave these units out with `protect=`.")
-        config[axis] = (int(before.max()), int(kept.count - inside.max()), 0)
-    return tuple(config)
+        config[axis] = (int(before.max()), int((kept.count - inside).max()), 0)
+        if before.min() < before.max() or inside.min() < inside.max():
+            # Layers of a scan that are padded by other counts: each takes its own of what is padded for all.
+            picks[axis] = (before.max() - before)[:, None] + np.arange(kept.count)
+    (whole,) = bind(eqn, operand, fill, padding_config=tuple(config))
+    for axis, indices in picks.items():
+        whole = evaluation.take_axis(whole, indices, axis)
+    return whole
 
 
 def convolve(evaluation: Evaluation, eqn: JaxprEqn, image: Any, kernel: Any) -> Sequence[Any]:
