@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.coupling.biases import Consumer, consumers
 from jaxprune._jaxpr.coupling.choice import by_split
-from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason
+from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason, root_reason
 from jaxprune._jaxpr.coupling.label_pass import Axes, propagate, updated_leaves
 from jaxprune._jaxpr.coupling.values import Labeling, Split
 from jaxprune._jaxpr.tracing import Traced, options_of, trace
@@ -171,8 +171,8 @@ def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
     """Warns of every primitive without a rule, once, with all the axes that it keeps whole."""
     touched: dict[str, list[str]] = {}
     for (path, axis), reason in reasons.items():
-        if isinstance(reason, NoRule):
-            touched.setdefault(reason.primitive, []).append(f"'{path}' axis {axis}")
+        if isinstance(first := root_reason(reason), NoRule):
+            touched.setdefault(first.primitive, []).append(f"'{path}' axis {axis}")
     for primitive, places in touched.items():
         checks.warn(
             f"`couple` does not know the primitive '{primitive}', so it keeps whole what it touches: "

@@ -47,6 +47,7 @@ _FOLD: dict[str, Callable[..., Any]] = {
 def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value]:
     """Applies the rule of an equation, and notes which leaves it reads."""
     name = eqn.primitive.name
+    labeling.forest.equations = (eqn, *labeling.enclosing)
     for operand in operands:
         if operand.leaf is not None:
             if name not in control.RULES:
@@ -238,11 +239,9 @@ def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> 
     else:
         labeling.require(eqn, channels, exact)
         # As if both sides were reshaped to (group, offset), with the groups in common.
-        common, source = forest.fresh(groups), labeling.source(eqn)
-        labeling.pending.append(Pending(eqn.primitive.name, source, (channels,), (common, kernel.axes[consumed])))
-        labeling.pending.append(
-            Pending(eqn.primitive.name, source, (outputs,), (common, forest.fresh(len(outputs) // groups)))
-        )
+        common = forest.fresh(groups)
+        labeling.pending.append(Pending(forest.equations, (channels,), (common, kernel.axes[consumed])))
+        labeling.pending.append(Pending(forest.equations, (outputs,), (common, forest.fresh(len(outputs) // groups))))
     axes: list[Any] = [None] * len(image.axes)
     holds = [Holds.UNKNOWN] * len(image.axes)
     out_batch, out_channel, *out_spatial = numbers.out_spec
