@@ -1,5 +1,7 @@
 """What lives and dies together, and what is kept whole."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +89,9 @@ def test_protect_keeps_inputs_and_outputs_of_a_leaf():
     fun, params, args = plain.mlp()
     coupling = couple(fun, params, *args, protect=filters.named("^second$"))
     assert coupling.groups == ()
-    assert coupling.frozen["first", 1] == "protected"
-    assert coupling.frozen["last", 0] == "protected"
+    for place in (("first", 1), ("last", 0)):
+        assert re.match(r"protected, joined by 'dot_general' at plain\.py:\d+ \(mlp", coupling.frozen[place])
+    assert coupling.frozen["second", 0] == coupling.frozen["second", 1] == "protected"
 
 
 def test_a_gated_unit_is_one_unit_both_ways():
@@ -275,8 +278,38 @@ def test_a_closure_over_the_model_is_refused():
         couple(lambda params, x: x @ kernel, {"kernel": kernel}, jnp.ones((1, 3)))
 
 
+def turned(x, cos):
+    return jnp.concatenate([x, cos])
+
+
+def test_what_was_joined_with_what_is_kept_says_where():
+    """Each leaf its own line, within functions and calls too; what is frozen itself has no other line."""
+
+    @jax.jit
+    def scaled(x, scale):
+        return x * scale
+
+    def fun(p, x):
+        table = turned(p["table"], x[:2])
+        sorted_, added = jnp.sort(p["sorted"], 1), p["added"] + p["sorted"]
+        return scaled(x, p["scale"]), table, sorted_, added, p["left"] @ p["right"]
+
+    params = kernels(scale=(1, 3), table=(4, 3), sorted=(2, 5), added=(2, 5), left=(2, 6), right=(6, 2))
+    frozen = couple(fun, params, floats(7, 3)).frozen
+    here, line = fun.__code__.co_filename.rsplit("/", 1)[-1], fun.__code__.co_firstlineno
+    inside = "test_what_was_joined_with_what_is_kept_says_where.<locals>"
+    axis = "axis 1 of argument 0, joined by"
+    assert frozen["scale", 1] == f"{axis} 'mul' at {here}:{line - 2} ({inside}.scaled)"
+    assert frozen["table", 1] == f"{axis} 'concatenate' at {here}:{turned.__code__.co_firstlineno + 1} (turned)"
+    assert frozen["sorted", 1] == "'sort' needs all of it"
+    assert frozen["added", 1] == f"'sort' needs all of it, joined by 'add' at {here}:{line + 2} ({inside}.fun)"
+    assert frozen["left", 0] == "axis 0 of output '4'"
+
+
 def test_a_coupling_without_units_cannot_be_pruned():
     params = {"kernel": jnp.ones((3, 2))}
     coupling = couple(lambda p, x: x @ p["kernel"], params, jnp.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"has no units that could go: 'kernel' axis 0, axis 1 of argument 0\."):
+    with pytest.raises(
+        ValueError, match=r"has no units that could go: 'kernel' axis 0, axis 1 of argument 0, joined by"
+    ):
         jaxprune.slim(params, 0.5, coupling=coupling)

@@ -7,9 +7,20 @@ import pytest
 from zoo.case import floats, kernels
 
 from jaxprune._jaxpr import products
-from jaxprune._jaxpr.coupling import biases, collectives, control, labels, regroup
+from jaxprune._jaxpr.coupling import biases, collectives, integers, labels, ordering
 from jaxprune._jaxpr.coupling.forest import Forest
-from jaxprune._jaxpr.primitives import factors
+from jaxprune._jaxpr.primitives import (
+    CALLS,
+    COMPOSED,
+    CONTRACTIONS,
+    CONTROL,
+    GENERATED,
+    MATRICES,
+    MAY_MULTIPLY,
+    factors,
+)
+from jaxprune._jaxpr.roles import rules as roles
+from jaxprune._jaxpr.roles import stored
 from jaxprune._jaxpr.shrinking import removed
 from jaxprune._jaxpr.shrinking import rules as shrinking
 from jaxprune._jaxpr.staging.flattening import flatten
@@ -141,14 +152,18 @@ def test_a_shared_jaxpr_is_walked_at_each_call_with_its_own_labels():
 
 def test_an_unknown_primitive_freezes_what_it_touches_and_a_warning_names_it_and_the_paths():
     def fun(p, x, y):
-        kernel = jax.lax.linalg.qr(p["first"], full_matrices=False)[0]
+        kernel = jnp.linalg.solve(jnp.eye(8), p["first"])
         return x @ kernel, jnp.tanh(y @ p["second"]) @ p["third"]
 
     params = kernels(first=(8, 3), second=(3, 6), third=(6, 2))
-    named = r"does not know the primitive 'qr', so it keeps whole what it touches: 'first' axis 0, 'first' axis 1\.$"
+    named = (
+        r"does not know the primitive 'custom_linear_solve', so it keeps whole what it touches: "
+        r"'first' axis 0, 'first' axis 1\.$"
+    )
     with pytest.warns(UserWarning, match=named):
         coupling = couple(fun, params, floats(2, 8), floats(2, 3))
-    assert coupling.frozen["first", 0] == "'qr' has no rule and touches it"
+    reason = "'custom_linear_solve' has no rule and touches it: what it solves is not in the program"
+    assert coupling.frozen["first", 0] == reason
     assert [group.name for group in coupling.groups] == ["second"]
 
 
@@ -174,17 +189,21 @@ def test_a_reduction_by_a_function_of_the_users_is_not_taken_for_a_call():
 
 def test_every_rule_of_a_shape_has_a_rule_of_labels():
     """What can be evaluated small must first have been labelled; calls and loops are known to every table."""
-    assert (set(shrinking.RULES) | set(shrinking.NESTED) | set(removed.PARTS)) - set(labels.RULES) == set()
-    assert set(products.RULES) - set(labels.RULES) == set()
-    assert set(biases.RULES) - set(labels.RULES) == set()
-    assert set(control.RULES) <= set(labels.RULES)
-    assert set(regroup.RULES) <= set(labels.RULES)
-    assert {"scan", "while", "cond"} <= set(shrinking.NESTED) & set(products.RULES) & set(biases.RULES)
+    evaluated = set(shrinking.RULES) | set(shrinking.NESTED)
+    for table in (evaluated, removed.PARTS, products.RULES, roles.RULES, stored.RULES, biases.RULES, integers.RULES):
+        assert set(table) <= set(labels.RULES)
+    assert set(CONTROL) <= set(products.RULES) & set(roles.RULES) & set(biases.RULES)
+    assert {*CONTROL, *CALLS, *COMPOSED, "shard_map"} == set(shrinking.NESTED)
+    assert set(CONTRACTIONS) <= set(products.RULES) & set(roles.RULES) & set(biases.RULES)
+    assert set(labels.RULES) & MAY_MULTIPLY == MATRICES
+    shaped = {"broadcast_in_dim", "reshape", "slice", "split", "pad", "gather", "dynamic_slice"}
+    assert shaped | GENERATED <= set(shrinking.RULES)
 
 
 def test_what_is_labelled_as_known_at_removed_positions_can_be_computed_there():
-    """Convolutions, scatters, products of groups and collectives say that it is 0 or that it is not known."""
+    """Convolutions, scatters, products of groups, factors and collectives say that it is 0 or that it is not known."""
     without = set(labels.RULES) - set(shrinking.NESTED) - set(removed.PARTS)
-    without -= {*collectives.RULES, "psum", "pmax", "pmin", "axis_index", "ragged_dot_general"}
-    assert {name for name in without if not name.startswith("scatter")} == {"conv_general_dilated", "create_token"}
+    without -= {*collectives.RULES, "psum", "pmax", "pmin", "ragged_dot_general"}
+    without -= {name for name, rule in labels.RULES.items() if rule in (ordering.matrices, labels.watched)}
+    assert {name for name in without if not name.startswith("scatter")} == {"conv_general_dilated"}
     assert removed.ENDS & set(shrinking.RULES) == set(), "these take in what is removed"

@@ -1,15 +1,23 @@
 """Primitives that code written elsewhere is full of: what they tie together, shrink, count and multiply."""
 
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.custom_partitioning import custom_partitioning
 from zoo.case import compare, floats, kernels, randomised, size, unit_masks
 
 import jaxprune
+from jaxprune._jaxpr.coupling import labels
+from jaxprune._jaxpr.primitives import FROZEN
 from jaxprune._masks import masking
 from jaxprune.structured._coupling import couple
+from jaxprune.structured._plan import LeafPlan, Plan
 from jaxprune.structured._shrink import shrink
 
 pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
@@ -202,6 +210,64 @@ def test_positions_of_another_order_in_each_layer_of_a_scan():
     params = kernels(up=(3, 3, 4), down=(3, 4, 3))
     assert couple(fun, params, floats(2, 3)).groups[0].layers == 3
     assert shrunk_groups(fun, params, floats(2, 3)) == [(4, {"up[2]", "down[1]"})]
+
+
+CUTS = {
+    "slice": lambda y: jnp.concatenate([y[:, :4], 2.0 * y[:, 4:]], 1),
+    "stride": lambda y: jnp.concatenate([y[:, ::2], jnp.sin(y[:, 1::2])], 1),
+    "pad": lambda y: y + jnp.pad(y[:, 2:5], ((0, 0), (2, 3))),
+    "write": lambda y: y.at[:, 1:4].multiply(2.0 + y[:, 1:4]),
+    "sum": lambda y: y + y[:, :3].sum(1, keepdims=True),
+}
+
+
+def test_functions_of_some_channels_or_of_all_that_an_index_picks():
+    def fun(p, x):
+        y = jnp.tanh(x @ p["up"])
+        y = y.at[:, 1:3].multiply(2.0).at[:, :2].max(y[:, 6:]).at[:, 4:].min(0.5).at[:, 3:5].subtract(y[:, :2])
+        z = (x @ p["left"]).at[:, jnp.array([1, 2])].apply(jnp.cos) @ p["right"]
+        return y @ p["down"], z, (x @ p["wide"]).at[1].apply(jnp.cos).sum(1)
+
+    params = kernels(up=(5, 8), down=(8, 3), left=(5, 4), right=(4, 3), wide=(5, 4))
+    assert shrunk_groups(fun, params, floats(2, 5)) == [(2, {"up[1]", "down[0]"})] * 2
+    frozen = couple(fun, params, floats(2, 5)).frozen
+    assert frozen["left", 1] == "'scatter' indexes it"
+    assert frozen["wide", 1].startswith("'reduce_sum' at test_primitives.py")
+
+
+def test_layers_of_a_scan_that_cut_their_channels_keep_as_many_of_each_part():
+    """Each keeps its own of either part, with their gradients; the last kind is padded by its own derivative rule."""
+    padded = jax.custom_vjp(lambda y: jnp.tanh(y[:, 3:6]))
+    padded.defvjp(lambda y: (padded(y), y), lambda y, g: (jnp.pad(g * jnp.cos(y[:, 3:6]), ((0, 0), (3, 2))),))
+    kinds = {**CUTS, "rule": lambda y: y + jnp.pad(padded(y), ((0, 0), (3, 2)))}
+
+    def layer(x, p):
+        return x + sum(cut(jnp.tanh(x @ p[name]["up"])) @ p[name]["down"] for name, cut in kinds.items()), None
+
+    def fun(p, x):
+        return jax.lax.scan(layer, x, p)[0]
+
+    params, x = randomised({name: kernels(up=(3, 3, 8), down=(3, 8, 3)) for name in kinds}), data(2, 3)
+    coupling = couple(fun, params, x)
+    assert {group.layers for group in coupling.groups} == {3}
+    widths = {name: [g.width for g in coupling.groups if g.name.startswith(name)] for name in kinds}
+    assert widths == {"slice": [4, 4], "stride": [4, 4], "pad": [5, 3], "write": [5, 3], "sum": [3, 5], "rule": [5, 3]}
+    masks = unit_masks(coupling, params)
+    small, small_params, plan = shrink(fun, params, masks, coupling)
+    masked = masking.apply(params, masks)
+    compare(jax.jit(small)(small_params, x), fun(masked, x), 1e-5)
+    gradients = [jax.jit(jax.grad(lambda p, f=f: jnp.square(f(p, x)).sum())) for f in (small, fun)]
+    compare(gradients[0](small_params), plan.take(gradients[1](masked)), 1e-4)
+
+
+def test_a_plan_that_keeps_other_numbers_of_a_part_in_each_layer_says_so():
+    def fun(p, x):
+        return jax.lax.scan(lambda x, p: (x + CUTS["slice"](x @ p["up"]) @ p["down"], None), x, p)[0]
+
+    kept = np.array([[0, 1, 4], [0, 4, 5]])
+    plan = Plan({"up": LeafPlan((2, 3, 8), {2: kept}, 0), "down": LeafPlan((2, 8, 3), {1: kept}, 0)})
+    with pytest.raises(ValueError, match="The plan keeps 1 to 2 of an axis of 4 in the layers of a scan, whose shapes"):
+        jaxprune.shrink_fun(fun, plan)({"up": jnp.ones((2, 3, 3)), "down": jnp.ones((2, 3, 3))}, jnp.ones((1, 3)))
 
 
 WHERE = jnp.array([0, 2])
@@ -415,3 +481,77 @@ def test_a_model_under_pmap_has_units_and_says_why_it_has_no_layout():
     assert shrunk_groups(fun, params, x) == [(8, {"up[1]", "down[0]"})]
     assert jaxprune.macs(fun, params, x).by_leaf == {"up": 80, "down": 48}
     assert jaxprune.layout(fun, params, x).without["up"] == "'shard_map' takes it"
+
+
+PRIMITIVES = """
+import gc, jax, jax.lax, jax.nn, jax.numpy, jax.random, jax.scipy
+from jax.extend.core import Primitive
+print(*{found.name for found in gc.get_objects() if isinstance(found, Primitive)})
+"""
+
+
+@pytest.fixture(scope="module")
+def primitives():
+    """Every primitive that JAX itself makes: those of a process that has imported nothing else."""
+    done = subprocess.run([sys.executable, "-c", PRIMITIVES], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_every_primitive_has_a_rule_or_a_reason_why_it_has_none(primitives):
+    """A primitive that a new JAX brings is named here; give it a rule, or a line in the tables of `FROZEN`."""
+    assert {"add", "ragged_dot_general", "psum", "qr", "scan", "jit"} <= primitives
+    ruled = primitives & set(labels.RULES)
+    print(f"\n{len(ruled)} of {len(primitives)} primitives of JAX {jax.__version__} have rules")
+    for name in sorted(primitives & set(FROZEN)):
+        print(f"  '{name}' has none: {FROZEN[name]}")
+    assert primitives - ruled == primitives & set(FROZEN)
+    assert not set(labels.RULES) & set(FROZEN)
+
+
+def test_what_is_named_tiled_placed_printed_or_checked_passes():
+    def fun(p, x):
+        y = checkpoint_name(jnp.tanh(x @ p["up"]), "hidden")
+        jax.debug.print("{}", y)
+        y = jax.device_put(jnp.tile(y, (1, 2)))
+        y = jax.lax.composite(lambda y: y * 2.0, "tests.double")(y) * jnp.tile(jnp.arange(8.0), 2)
+        return jax.nn.softmax(y + 1.0) @ jnp.tile(p["down"], (2, 1))
+
+    params, x = kernels(up=(5, 8), down=(8, 3)), floats(2, 5)
+    assert shrunk_groups(fun, params, x) == [(8, {"up[1]", "down[0]"})]
+
+
+def test_units_pass_branches_for_platforms_and_functions_with_a_batching_or_a_partitioning_of_their_own():
+    @jax.custom_batching.custom_vmap
+    def doubled(y):
+        return y * 2.0
+
+    doubled.def_vmap(lambda size, batched, y: (doubled(y), batched[0]))
+
+    @custom_partitioning
+    def halved(y):
+        return y / 2.0
+
+    halved.def_partition(lambda mesh, args, out: (mesh, halved, out, args), sharding_rule="i j -> i j")
+
+    def fun(p, x):
+        y = jax.lax.platform_dependent(x @ p["up"], tpu=jnp.sin, cpu=jnp.tanh, default=jnp.cos)
+        return halved(doubled(y)) @ p["down"]
+
+    assert shrunk_groups(fun, kernels(up=(5, 8), down=(8, 3)), floats(2, 5)) == [(8, {"up[1]", "down[0]"})]
+
+
+def test_axes_before_those_of_matrices_pass():
+    """One covariance for each unit: factors of it, solutions by them, and their eigenvalues."""
+
+    def fun(p, x):
+        y = jnp.einsum("ti,ihd->htd", x, p["up"])
+        covariance = jnp.einsum("htd,hte->hde", y, y) + 10.0 * jnp.eye(3)
+        lower = jnp.linalg.cholesky(covariance)
+        solved = jax.scipy.linalg.solve_triangular(lower, y.mT, lower=True)
+        total = solved * jnp.linalg.eigvalsh(covariance)[..., None] + jnp.linalg.svd(covariance)[1][..., None]
+        total = total + jnp.linalg.qr(covariance)[1].sum(-1, keepdims=True) ** 2
+        return jnp.einsum("hdt,hdo->to", total, p["down"])
+
+    params = kernels(up=(5, 4, 3), down=(4, 3, 2))
+    assert shrunk_groups(fun, params, floats(2, 5))[0] == (4, {"up[1]", "down[0]"})
+    assert couple(fun, params, floats(2, 5)).frozen["up", 2] == "'cholesky' needs all of it"

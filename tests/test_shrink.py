@@ -9,6 +9,7 @@ import pytest
 from zoo import linen, plain
 from zoo.case import compare, floats, kernels, randomised, size, unit_masks
 
+from jaxprune import magnitude
 from jaxprune._masks import masking
 from jaxprune.structured._coupling import couple
 from jaxprune.structured._plan import LeafPlan, Plan
@@ -251,6 +252,20 @@ def test_no_width_reaches_zero():
     small, small_params, _ = shrink(fun, params, masks, coupling)
     assert small_params["first"].shape == (3, 1)
     assert small(small_params, data(2, 3)).shape == (2, 2)
+
+
+def test_what_is_left_is_committed_to_a_device_if_the_parameters_are():
+    """Uncommitted, it goes to the devices that a `jit` of a mesh runs on."""
+    params = {"up": jnp.ones((3, 8)), "down": jax.device_put(jnp.ones((8, 2)), jax.devices()[0])}
+    masks = {"up": (jnp.arange(8) < 5)[None], "down": (jnp.arange(8) < 5)[:, None]}
+
+    def fun(p, x):
+        return jnp.tanh(x @ p["up"]) @ p["down"]
+
+    _, small, plan = shrink(fun, params, masks, couple(fun, params, floats(2, 3)))
+    assert {name: leaf.shape for name, leaf in small.items()} == {"up": (3, 5), "down": (5, 2)}
+    for found in (small, plan.take(params), plan.put(small), magnitude(params, 0.5)):
+        assert {name: leaf.committed for name, leaf in found.items()} == {"up": False, "down": True}
 
 
 def test_layers_of_a_scan_keep_different_units():

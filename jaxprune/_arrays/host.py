@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 
 
 def is_here(array: Any) -> bool:
@@ -27,13 +28,17 @@ def view(array: Any) -> Any:
 
 
 def placed(array: Any, like: Any) -> Any:
-    """An array of NumPy on the device of another of JAX; any other pair as it is.
+    """An array of NumPy on the device of another of JAX, committed if that is; any other pair as it is.
 
     By `device_put`, as `jnp.asarray` compiles a copy for every shape.
     """
     if not isinstance(array, np.ndarray) or not isinstance(like, jax.Array):
         return array
-    return jax.device_put(array, like.sharding)
+    if like.committed or not isinstance(like.sharding, SingleDeviceSharding):
+        return jax.device_put(array, like.sharding)
+    (device,) = like.devices()
+    with jax.default_device(device):
+        return jax.device_put(array)
 
 
 def copied(array: Any) -> Any:

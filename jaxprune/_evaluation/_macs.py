@@ -46,8 +46,8 @@ def macs(
     """Counts multiply-accumulates from the jaxpr: matrix products and convolutions, not elementwise work.
 
     A convolution counts every tap at every position of its output, padding included; a scan every step; a `cond` its
-    most expensive branch. What may be a product and is not known, such as a kernel by Pallas, is not counted; a warning
-    names it.
+    most expensive branch; a `shard_map` all devices; a ragged product each row once. What may be a product and is not
+    known, such as a kernel by Pallas, is not counted; a warning names it.
 
     Args:
       fun: The model, `fun(params, *args)`.

@@ -18,7 +18,10 @@ T = TypeVar("T")
 CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 CONTROL = ("scan", "while", "cond")
 # Calls that can be rebuilt around smaller operands.
-CALLS = ("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call")
+PLAIN_CALLS = ("jit", "closed_call", "call", "eval_jaxpr", "composite", "custom_vmap_call", "custom_partitioning")
+CALLS = (*PLAIN_CALLS, "remat2", "custom_jvp_call", "custom_vjp_call")
+# These give back each of their operands.
+UNCHANGED = frozenset(("optimization_barrier", "device_put"))
 
 # f(0) = 0, so a position that held 0 still does.
 ZERO_PRESERVING = frozenset(
@@ -26,26 +29,17 @@ ZERO_PRESERVING = frozenset(
     "convert_element_type reduce_precision square real imag conj copy stop_gradient".split()
 )
 # The result has the values of the operand, up to rounding, at the same positions.
-ONE_TO_ONE = frozenset("convert_element_type copy reduce_precision sharding_constraint reshard".split())
-ELEMENTWISE = ZERO_PRESERVING | frozenset(
+ONE_TO_ONE = frozenset(
+    "convert_element_type copy reduce_precision sharding_constraint reshard name layout_constraint relayout "
+    "with_memory_space_constraint".split()
+)
+ELEMENTWISE = frozenset(
     "add sub mul div rem max min pow integer_pow atan2 nextafter and or xor not eq ne lt le gt ge eq_to le_to lt_to "
     "add_any exp exp2 log log2 logistic cos cosh acos acosh rsqrt is_finite population_count clz select_n clamp "
     "shift_left shift_right_logical shift_right_arithmetic lgamma digamma polygamma erfc igamma igammac igamma_grad_a "
-    "regularized_incomplete_beta bessel_i0e bessel_i1e zeta threefry2x32 complex "
-    "sharding_constraint reshard optimization_barrier bitcast_convert_type".split()
-)
-# These move, select, compare or generate numbers; what is not here may multiply matrices.
-WITHOUT_PRODUCTS = ELEMENTWISE | frozenset(
-    "broadcast_in_dim transpose squeeze reshape concatenate slice split pad rev gather dynamic_slice "
-    "dynamic_update_slice scatter scatter-add scatter_add scatter-mul scatter_mul scatter-min scatter_min "
-    "scatter-max scatter_max scatter-sub scatter_sub reduce_sum reduce_max reduce_min reduce_prod reduce_and "
-    "reduce_or reduce_xor reduce reduce_precision argmax argmin cumsum cumprod cummax cummin cumlogsumexp sort "
-    "top_k approx_top_k fft tile roll iota empty create_token random_bits random_seed random_wrap random_unwrap "
-    "random_fold_in random_split random_clone random_gamma random_gamma_grad rng_bit_generator rng_uniform "
-    "reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_scatter_add "
-    "select_and_gather_add select_and_scatter debug_callback debug_print device_put name axis_index pvary psum "
-    "psum2 psum_invariant pmax pmin all_gather all_to_all ppermute reduce_scatter mesh_cast get swap addupdate".split()
-)
+    "regularized_incomplete_beta bessel_i0e bessel_i1e zeta threefry2x32 threefry4x32 complex bitcast_convert_type "
+    "mulhi one_minus_square polynomial random_gamma_grad".split()
+).union(ZERO_PRESERVING, ONE_TO_ONE, UNCHANGED)
 # These change what is known of the devices' values, and not the values.
 VARYING = frozenset(
     "pvary preduced reduced_vary_cast reduced_vary_cast_p vary_unreduced_cast vary_unreduced_cast_p".split()
@@ -67,7 +61,54 @@ def _unstacked(array: Any, *, axis: int) -> list[Any]:
 # Primitives that are others put together. Each is walked as a call of these, so that no question needs a rule for it.
 COMPOSED: dict[str, Callable[..., Any]] = {"stack": _stacked, "unstack": _unstacked}
 
-_INNER_JAXPR = ("jaxpr", "call_jaxpr")
+# Values that depend on no parameter.
+GENERATED = frozenset(
+    "iota empty empty2 rng_bit_generator rng_uniform random_bits random_seed random_wrap random_unwrap random_fold_in "
+    "random_split random_clone random_gamma axis_index platform_index create_token".split()
+)
+# The order along an axis matters.
+ORDERED = frozenset("cumsum cumprod cummax cummin cumlogsumexp sort top_k approx_top_k fft".split())
+# Primitives without a rule for the labels, by the reason; they freeze what they touch.
+_OPAQUE = {
+    "what it computes is not in the program": (
+        "pure_callback io_callback ffi_call call_exported tpu_custom_call pallas_call cudnn_fusion core_map run_state "
+        "dot_product_attention_fwd dot_product_attention_fwd_wrapper dot_product_attention_bwd "
+        "dot_product_attention_bwd_wrapper dot_product_attention_fp8_fwd dot_product_attention_fp8_fwd_wrapper "
+        "dot_product_attention_fp8_bwd dot_product_attention_fp8_bwd_wrapper call_hi_primitive "
+        "call_hi_primitive_linearized"
+    ),
+    "what it solves is not in the program": "custom_linear_solve",
+    "its scales belong to blocks of what it sums over": "scaled_matmul scaled_matmul_wrapper scaled_dot",
+    "its transpose is a function of its own": "linear_call custom_lin",
+}
+_WITHOUT_PRODUCTS = {
+    "it reads or writes a mutable array": (
+        "accum_grad_in_ref addupdate box_get box_set create_linear empty_ref free_ref freeze get log_extend log_read "
+        "new_box new_log new_ref pin swap unpin"
+    ),
+    "it begins or ends a collective of which JAX makes two": (
+        "all_gather_start all_gather_done all_gather_reduced_start all_to_all_start all_to_all_done pbroadcast_start "
+        "pbroadcast_done ppermute_start ppermute_done psum_start psum_done psum_invariant_start reduce_scatter_start "
+        "reduce_scatter_done unreduced_psum_start unreduced_reduce_scatter_start precv psend pbroadcast_dynamic"
+    ),
+    "it sends each device another number of positions": "ragged_all_to_all",
+    "it scatters to the largest of a window": "select_and_scatter",
+    "it is made while JAX transforms or compiles a program": (
+        "broadcast_to custom_jvp_call_jaxpr dim_as_value dimension_size from_edtype to_edtype iota_2x32_shape "
+        "philox2x32 philox4x32 remat_opt shape_assertion stage tie unreachable zeros_like"
+    ),
+}
+FROZEN = {name: reason for reason, names in (_OPAQUE | _WITHOUT_PRODUCTS).items() for name in names.split()}
+# Each works on whole matrices, or on whole vectors, for every position of the axes before these.
+MATRICES = frozenset(
+    "cholesky cholesky_update eig eigh geqp3 geqrf hessenberg householder_product lu ormqr qr schur svd "
+    "symmetric_product triangular_solve tridiagonal tridiagonal_solve".split()
+)
+VECTORS = frozenset(("lu_pivots_to_permutation",))
+# What may multiply matrices, uncounted.
+MAY_MULTIPLY = MATRICES.union(*map(str.split, _OPAQUE.values()))
+
+_INNER_JAXPR = ("jaxpr", "call_jaxpr", "call")
 # These hold how two numbers are combined, or what is done to a part of each operand: no program of their operands.
 _NO_CALLS = ("reduce", "reduce_window", "shard_map")
 

@@ -12,9 +12,11 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction
+from jaxprune._jaxpr.coupling import labels
 from jaxprune._jaxpr.primitives import (
     CONTRACTIONS,
-    WITHOUT_PRODUCTS,
+    FROZEN,
+    MAY_MULTIPLY,
     callee,
     inner_jaxpr,
     number_of_devices,
@@ -65,7 +67,8 @@ def _visit(total: Count, eqn: JaxprEqn, *operands: Value) -> Sequence[Value]:
         return rule(total, eqn, *operands)
     if (called := callee(eqn)) is not None:
         return _walk(total, *called, operands)
-    if eqn.primitive.name not in WITHOUT_PRODUCTS:
+    name = eqn.primitive.name
+    if name in MAY_MULTIPLY or not (name in labels.RULES or name in FROZEN):
         total.unknown[eqn.primitive.name] = None
     return rules.visit(total.found, eqn, *operands)
 

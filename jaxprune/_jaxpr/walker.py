@@ -87,6 +87,11 @@ def source_of(eqn: JaxprEqn) -> str | None:
     return None
 
 
+def source_among(equations: Sequence[JaxprEqn]) -> str:
+    """Where the user's program made an equation or, of what a library made, one of those that hold it."""
+    return next(filter(None, map(source_of, equations)), "an unknown line")
+
+
 def bind(eqn: JaxprEqn, *operands: Any, **changes: Any) -> Sequence[Any]:
     """Applies an equation's primitive to other operands, with some parameters changed."""
     got = eqn.primitive.get_bind_params({**eqn.params, **changes})

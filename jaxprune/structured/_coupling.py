@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.coupling.biases import Consumer, consumers
 from jaxprune._jaxpr.coupling.choice import by_split
-from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason
+from jaxprune._jaxpr.coupling.forest import Forest, NoRule, Reason, root_reason
 from jaxprune._jaxpr.coupling.label_pass import Axes, propagate, updated_leaves
 from jaxprune._jaxpr.coupling.values import Labeling, Split
 from jaxprune._jaxpr.tracing import Traced, options_of, trace
@@ -171,8 +171,8 @@ def _warn(reasons: Mapping[tuple[str, int], Reason]) -> None:
     """Warns of every primitive without a rule, once, with all the axes that it keeps whole."""
     touched: dict[str, list[str]] = {}
     for (path, axis), reason in reasons.items():
-        if isinstance(reason, NoRule):
-            touched.setdefault(reason.primitive, []).append(f"'{path}' axis {axis}")
+        if isinstance(first := root_reason(reason), NoRule):
+            touched.setdefault(first.primitive, []).append(f"'{path}' axis {axis}")
     for primitive, places in touched.items():
         checks.warn(
             f"`couple` does not know the primitive '{primitive}', so it keeps whole what it touches: "
@@ -195,16 +195,17 @@ def _summarise(
         unique, counts = np.unique(found, return_counts=True)
         signature[unique] += _hash(place, counts)
     signature[forest.reason[: forest.size] != 0] = 0
-    owned = np.flatnonzero(signature)
-    keys, key_of_owned, sizes = np.unique(signature[owned], return_inverse=True, return_counts=True)
-    by_key = owned[np.argsort(key_of_owned, kind="stable")]
-    ends = np.cumsum(sizes)
-    units_of = {key: by_key[start:end] for key, start, end in zip(keys.tolist(), ends - sizes, ends, strict=True)}
+    escaped = _escaped(labeling)
+    _tell_apart(labeling, roots, signature, escaped)
+    units_of = _units(signature)
     read_order = {index: position for position, index in enumerate(labeling.used)}
     places_of = _places(roots, signature, units_of)
-    ordered = sorted(units_of, key=lambda key: min((read_order.get(i, len(read_order)), a) for i, a in places_of[key]))
+
+    def order(key: int) -> tuple[tuple[int, int], int]:
+        return min((read_order.get(i, len(read_order)), a) for i, a in places_of[key]), int(units_of[key][0])
+
+    ordered = sorted(units_of, key=order)
     unit_of, start, result = np.zeros(forest.size, np.int32), 1, []
-    escaped = _escaped(labeling)
     for key in ordered:
         units = units_of[key]
         unit_of[units] = np.arange(start, start + len(units))
@@ -260,6 +261,34 @@ def _hash(place: int, counts: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
+
+
+def _units(signature: np.ndarray) -> dict[int, np.ndarray]:
+    """The units of each signature."""
+    owned = np.flatnonzero(signature)
+    keys, key_of_owned, sizes = np.unique(signature[owned], return_inverse=True, return_counts=True)
+    by_key = owned[np.argsort(key_of_owned, kind="stable")]
+    ends = np.cumsum(sizes)
+    return {key: by_key[start:end] for key, start, end in zip(keys.tolist(), ends - sizes, ends, strict=True)}
+
+
+def _tell_apart(
+    labeling: Labeling, roots: dict[tuple[int, int], np.ndarray], signature: np.ndarray, escaped: np.ndarray
+) -> None:
+    """Makes groups of those units of a stack that are cut apart inside of its scan.
+
+    Layers may keep other units of a group, but as many: then each of them leaves as many of every axis.
+    """
+    if not labeling.inside:
+        return
+    units_of = _units(signature)
+    places_of = _places(roots, signature, units_of)
+    stacked = np.zeros(len(signature), bool)
+    for key, units in units_of.items():
+        stacked[units] = _stack(labeling, places_of[key], escaped, units) is not None
+    for place, labels in enumerate(labeling.inside.values(), start=len(roots)):
+        unique, counts = np.unique(labeling.forest.find(labels), return_counts=True)
+        signature[unique] += np.where(stacked[unique], _hash(place, counts), np.uint64(0))
 
 
 def _places(

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from jax.extend.core import JaxprEqn, Literal
 
 from jaxprune._jaxpr.contractions import contraction
-from jaxprune._jaxpr.primitives import CONTRACTIONS, callee, factors, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import CONTRACTIONS, ONE_TO_ONE, callee, factors, scan_operands, while_operands
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
@@ -357,7 +357,7 @@ def _leaves(operands: Sequence[_Known]) -> list[_Known]:
 
 
 RULES: dict[str, Callable[..., Sequence[_Known]]] = {
-    **dict.fromkeys("convert_element_type reduce_precision copy sharding_constraint".split(), _same),
+    **dict.fromkeys(ONE_TO_ONE, _same),
     "transpose": _transpose,
     "squeeze": _squeeze,
     "broadcast_in_dim": _broadcast,

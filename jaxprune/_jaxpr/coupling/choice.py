@@ -47,7 +47,7 @@ def by_split(split: Any) -> Choose:
         for flip in (False, True):
             (one, many), (one_free, many_free) = (sides[::-1], (right, left)) if flip else (sides, (left, right))
             if len(one) == 1 and len(one_free) == 1:
-                fitting = fits(labeling.forest.find(one[0]), many, many_free)
+                fitting = fits(labeling.forest.sets(one[0]), many, many_free)
                 prunable_many = prunable[0 if flip else 1]
                 if len(fitting) == 1:
                     chosen = fitting[0]
@@ -66,7 +66,7 @@ def by_split(split: Any) -> Choose:
 
 def _apart(labeling: Labeling, side: Sequence[Labels], free: list[int]) -> list[int]:
     """The axes whose positions are not all tied to each other, if there are any: only those have units to choose."""
-    apart = [i for i in free if len(np.unique(labeling.forest.find(side[i]))) > 1]
+    apart = [i for i in free if len(np.unique(labeling.forest.sets(side[i]))) > 1]
     return apart or free
 
 

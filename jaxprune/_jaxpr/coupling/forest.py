@@ -8,7 +8,11 @@ import dataclasses
 from typing import TypeAlias
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 from jaxtyping import Int32
+
+from jaxprune._jaxpr.primitives import FROZEN
+from jaxprune._jaxpr.walker import source_among
 
 Labels: TypeAlias = Int32[np.ndarray, "_"]
 
@@ -20,18 +24,44 @@ class NoRule:
     primitive: str
 
     def __str__(self) -> str:
-        return f"'{self.primitive}' has no rule and touches it"
+        reason = FROZEN.get(self.primitive)
+        return f"'{self.primitive}' has no rule and touches it" + (f": {reason}" if reason else "")
 
 
-Reason: TypeAlias = str | NoRule
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joined:
+    """The reason of what was joined with positions that must be kept.
+
+    Attributes:
+      reason: Theirs.
+      equations: The one that joined them, and those that hold it, from the innermost.
+    """
+
+    reason: str | NoRule
+    equations: tuple[JaxprEqn, ...]
+
+    def __str__(self) -> str:
+        return f"{self.reason}, joined by '{self.equations[0].primitive.name}' at {source_among(self.equations)}"
+
+
+Reason: TypeAlias = str | NoRule | Joined
 """Why positions must be kept; `str` of it is the sentence."""
+
+
+def root_reason(reason: Reason) -> str | NoRule:
+    """The reason of the positions that were frozen first."""
+    return reason.reason if isinstance(reason, Joined) else reason
 
 
 class Forest:
     """Disjoint sets of labels, each with a tag and, if it must not be pruned, a reason.
 
     The root of a set is its smallest label, so parents never form a cycle. `tag` says what a set holds (0: no
-    parameter); where two sets are joined, the larger tag stays.
+    parameter); where two sets are joined, the larger tag stays. A set that is joined with a frozen one is not merged
+    with it but frozen too, so that each keeps its own reason.
+
+    Attributes:
+      equations: What joins labels at the moment: an equation, and those that hold it, from the innermost.
     """
 
     def __init__(self) -> None:
@@ -40,7 +70,9 @@ class Forest:
         self.tag = np.zeros(1024, np.int32)
         self.reason = np.zeros(1024, np.int32)
         self.reasons: list[Reason] = [""]
-        self._reason_label: dict[Reason, int] = {}
+        self.equations: tuple[JaxprEqn, ...] = ()
+        self._reason_index: dict[Reason | tuple[str | NoRule, int], int] = {}
+        self._reason_label: dict[int, int] = {}
 
     def fresh(self, count: int, tag: int = 0) -> Labels:
         """New labels, each its own set."""
@@ -58,13 +90,19 @@ class Forest:
 
     def frozen(self, count: int, reason: Reason) -> Labels:
         """One label for all positions, never to be pruned. Takes no memory per position."""
-        label = self._reason_label.get(reason)
+        index = self._index(reason, reason)
+        label = self._reason_label.get(index)
         if label is None:
-            label = int(self.fresh(1)[0])
-            self.reasons.append(reason)
-            self.reason[label] = len(self.reasons) - 1
-            self._reason_label[reason] = label
+            label = self._reason_label[index] = int(self.fresh(1)[0])
+            self.reason[label] = index
         return np.broadcast_to(np.int32(label), (count,))
+
+    def _index(self, key: Reason | tuple[str | NoRule, int], reason: Reason) -> int:
+        """The place of a reason among all of them."""
+        index = self._reason_index.setdefault(key, len(self.reasons))
+        if index == len(self.reasons):
+            self.reasons.append(reason)
+        return index
 
     def find(self, labels: Labels) -> Labels:
         """The root of each label; shortens the paths it walks."""
@@ -87,32 +125,47 @@ class Forest:
             first, second = first[:1], second[:1]
         while True:
             a, b = self.find(first), self.find(second)
-            # Of what is kept on either side each keeps its own reason.
-            apart = (a != b) & ((self.reason[a] == 0) | (self.reason[b] == 0))
+            fixed, other = self.reason[a], self.reason[b]
+            met = (fixed == 0) != (other == 0)
+            if met.any():
+                self._freeze_with(np.where(fixed == 0, a, b)[met], np.where(fixed == 0, other, fixed)[met])
+                continue
+            apart = (a != b) & (fixed == 0)
             if not apart.any():
                 return
             low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
             # A root that is in several pairs goes below the smallest of its partners; the next round joins the others.
             np.minimum.at(self.parent, high, low)
-            # That partner may have got a parent of its own in this round, so the tag and the reason go to its root.
-            self._merge(self.find(high), high)
+            tags = self.tag[high]
+            if tags.any():
+                # That partner may have got a parent of its own in this round, so the tag goes to its root.
+                np.maximum.at(self.tag, self.find(high), tags)
 
-    def _merge(self, low: Labels, high: Labels) -> None:
-        tags = self.tag[high]
-        if tags.any():
-            np.maximum.at(self.tag, low, tags)
-        frozen = self.reason[high] != 0
-        if frozen.any():
-            # A reason that the root has already stays. Of several new ones the first stays, since it is written last.
-            roots, reasons = low[frozen][::-1], self.reason[high][frozen][::-1]
-            free = self.reason[roots] == 0
-            self.reason[roots[free]] = reasons[free]
+    def _freeze_with(self, roots: Labels, reasons: Labels) -> None:
+        """Freezes sets that meet frozen ones, of which the reasons are given."""
+        if self.equations:
+            present, inverse = np.unique(reasons, return_inverse=True)
+            reasons = np.array([self._joined(index) for index in present.tolist()], np.int32)[inverse]
+        # Of several reasons the first stays, since it is written last.
+        self.reason[roots[::-1]] = reasons[::-1]
+
+    def _joined(self, index: int) -> int:
+        """The place of the reason of what the equation at hand joins with positions that are frozen for another."""
+        reason = root_reason(self.reasons[index])
+        # An equation that a reason holds is alive, so its identity is its own.
+        return self._index((reason, id(self.equations[0])), Joined(reason, self.equations))
 
     def freeze(self, labels: Labels, reason: Reason) -> None:
-        """Joins what is not frozen yet with `reason`."""
-        free = labels[~self.is_frozen(labels)]
-        if len(free):
-            self.union(free, self.frozen(len(free), reason))
+        """Freezes what is not frozen yet, for a reason."""
+        roots = self.find(labels)
+        roots = roots[self.reason[roots] == 0]
+        if len(roots):
+            self.reason[roots] = self._index(reason, reason)
+
+    def sets(self, labels: Labels) -> Labels:
+        """A number for the set of each label, 0 for all that must be kept."""
+        roots = self.find(labels)
+        return np.where(self.reason[roots] == 0, roots, 0)
 
     def is_frozen(self, labels: Labels) -> np.ndarray:
         """Per position: must it be kept?"""

@@ -7,11 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax import lax
 from jax.extend.core import JaxprEqn
 from jaxtyping import Shaped
 
 from jaxprune._jaxpr.coupling.values import Holds, Labeling, Value, labelled
-from jaxprune._jaxpr.walker import shape_of
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of
+
+# Writes that combine what is there with what is written.
+COMBINED: dict[str, Callable[[Any, Any], Any]] = {
+    "scatter-add": lax.add,
+    "scatter-sub": lax.sub,
+    "scatter-mul": lax.mul,
+    "scatter-min": lax.min,
+    "scatter-max": lax.max,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +67,16 @@ def written_at(eqn: JaxprEqn, indices: Value) -> Known | None:
         batched=_ints(numbers.operand_batching_dims),
         rows=[a for a in range(len(updates)) if a not in numbers.update_window_dims],
     )
-    return found if found and len(np.unique(found.positions)) == len(found.positions) else None
+    distinct = found is not None and len(np.unique(found.positions)) == len(found.positions)
+    return found if distinct and not _applies(eqn) else None
+
+
+def _applies(eqn: JaxprEqn) -> bool:
+    """Whether a `scatter` writes a function of what is there, as `x.at[i].apply(f)` does."""
+    if eqn.primitive.name != "scatter" or eqn.params["update_jaxpr"] is None:
+        return False
+    jaxpr, _ = jaxpr_and_constants(eqn.params["update_jaxpr"])
+    return jaxpr.outvars[0] is not jaxpr.invars[1]
 
 
 def _known(
@@ -136,7 +155,7 @@ def _if_zero(*holds: Holds) -> Holds:
 def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, updates: Value) -> list[Value]:
     """Axes written whole pass, indexed ones freeze unless it is known where."""
     forest, numbers, name = labeling.forest, eqn.params["dimension_numbers"], eqn.primitive.name
-    known = written_at(eqn, indices) if name in ("scatter", "scatter-add") else None
+    known = written_at(eqn, indices)
     axes, holds = list(operand.axes), [Holds.UNKNOWN] * len(operand.axes)
     forest.freeze(indices.axes[-1], "it holds the coordinates of an index")
     windows = _windows(shape_of(eqn.invars[0]), *_gone(eqn))
@@ -148,7 +167,8 @@ def scatter(labeling: Labeling, eqn: JaxprEqn, operand: Value, indices: Value, u
     whole = {a: u for a, u in joined.items() if len(updates.axes[u]) == len(axes[a])}
     for axis, update_axis in whole.items():
         forest.union(updates.axes[update_axis], axes[axis])
-        holds[axis] = _if_zero(_held(operand, axis), updates.holds[update_axis])
+        if not _applies(eqn):
+            holds[axis] = _if_zero(_held(operand, axis), updates.holds[update_axis])
     if known is not None:
         _write(labeling, name, axes, updates, known)
         holds[known.axis] = _if_zero(_held(operand, known.axis), updates.holds[known.along])
@@ -168,9 +188,9 @@ def _held(value: Value, axis: int) -> Holds:
 
 
 def _write(labeling: Labeling, name: str, axes: list[Any], updates: Value, known: Known) -> None:
-    """What is set has the labels of the updates, what is added to has those of both."""
+    """What is set has the labels of the updates, what is combined with them has those of both."""
     theirs = updates.axes[known.along]
-    if name == "scatter-add":
+    if name in COMBINED:
         labeling.forest.union(axes[known.axis][known.positions], theirs)
     else:
         axes[known.axis] = np.array(axes[known.axis])
@@ -231,8 +251,7 @@ def dynamic_update_slice(
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "gather": gather,
-    **dict.fromkeys("scatter scatter-add scatter_add scatter-mul scatter_mul".split(), scatter),
-    **dict.fromkeys("scatter-min scatter_min scatter-max scatter_max scatter_sub scatter-sub".split(), scatter),
+    **dict.fromkeys(("scatter", *COMBINED), scatter),
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
 }

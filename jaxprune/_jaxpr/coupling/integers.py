@@ -25,7 +25,7 @@ def evaluate(eqn: JaxprEqn, operands: Sequence[np.ndarray]) -> np.ndarray | None
 
     It is computed by NumPy: to compile each operation would take longer than the rest of the label pass.
     """
-    rule, aval = _RULES.get(eqn.primitive.name), getattr(eqn.outvars[0], "aval", None)
+    rule, aval = RULES.get(eqn.primitive.name), getattr(eqn.outvars[0], "aval", None)
     shape, dtype = getattr(aval, "shape", ()), getattr(aval, "dtype", None)
     sizes = [n for n in shape if isinstance(n, int)]
     if rule is None or getattr(dtype, "kind", "") not in "iub" or len(sizes) < len(shape) or np.prod(sizes) > _LARGEST:
@@ -61,7 +61,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _, *operands: function(*operands)
 
 
-_RULES: dict[str, Callable[..., Any]] = {
+RULES: dict[str, Callable[..., Any]] = {
     "iota": _iota,
     "broadcast_in_dim": _broadcast,
     "slice": _slice,

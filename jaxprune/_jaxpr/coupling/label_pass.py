@@ -47,6 +47,7 @@ def propagate(
         for name, variable in zip(traced.inputs, jaxpr.invars[len(params) :], strict=True)
     ]
     outputs = labeling.walk(jaxpr, constants, [*params, *inputs])
+    forest.equations = ()
     updated = updated_leaves(traced, stacked=True)
     for position, (name, value) in enumerate(zip(traced.outputs, outputs, strict=True)):
         for axis, axis_labels in enumerate(value.axes):

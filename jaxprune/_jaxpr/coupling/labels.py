@@ -1,8 +1,8 @@
 """Which positions of which axes live and die together: one rule per primitive.
 
-The rules of contractions and of arithmetic are here, those that move axes in `regroup`, those that
-index them in `indexing`, those that hold jaxprs in `control`. A primitive without a rule freezes what it touches and is
-reported by name.
+The rules of contractions and of arithmetic are here, those that move axes in `regroup`, those that index them in
+`indexing`, those that need axes as a whole in `ordering`, those that hold jaxprs in `control`. A primitive without a
+rule freezes what it touches and is reported by name.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.contractions import contraction, dot, grouping
-from jaxprune._jaxpr.coupling import collectives, control, indexing, integers, regroup
+from jaxprune._jaxpr.coupling import collectives, control, indexing, integers, ordering, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
-from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Leaf, Pending, Term, Value, labelled
-from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
+from jaxprune._jaxpr.coupling.values import Holds, Labeling, Leaf, Pending, Term, Value, computed, labelled
+from jaxprune._jaxpr.primitives import ELEMENTWISE, GENERATED, ONE_TO_ONE, PLAIN_CALLS, UNCHANGED, ZERO_PRESERVING
 from jaxprune._jaxpr.walker import dtype_of, shape_of
 
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
-_KEEPS_LAYERS = ONE_TO_ONE | {"scan", "transpose", "jit", "closed_call", "remat2"}
+_KEEPS_LAYERS = ONE_TO_ONE.union(PLAIN_CALLS, ("scan", "transpose", "remat2"))
 _FOLD: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -47,6 +47,7 @@ _FOLD: dict[str, Callable[..., Any]] = {
 def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value]:
     """Applies the rule of an equation, and notes which leaves it reads."""
     name = eqn.primitive.name
+    labeling.forest.equations = (eqn, *labeling.enclosing)
     for operand in operands:
         if operand.leaf is not None:
             if name not in control.RULES:
@@ -54,6 +55,8 @@ def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value
             if labeling.scan == 0 and name not in _KEEPS_LAYERS:
                 labeling.escaped += operand.axes
     outputs = RULES.get(name, unknown)(labeling, eqn, *operands)
+    if labeling.scan:
+        labeling.inside |= {id(labels): labels for output in outputs for labels in output.axes if any(labels.strides)}
     known = [operand.known for operand in operands if operand.known is not None]
     if len(known) == len(operands) and (result := integers.evaluate(eqn, known)) is not None:
         return [outputs[0].replace(known=result)]
@@ -73,7 +76,7 @@ def unknown(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Joins the operands axis by axis, but for scalars and axes of one that are stretched."""
     name = eqn.primitive.name
-    if name == "optimization_barrier":
+    if name in UNCHANGED:
         return list(operands)
     shape = shape_of(eqn.outvars[0])
     rank = len(shape)
@@ -92,7 +95,7 @@ def elementwise(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Val
     _note_division(labeling, name, eqn, operands)
     const = _fold(name, operands)
     holds = tuple(
-        Holds.ZERO if _holds_zero(name, eqn, operands, axis) else _computed(ranked, axis, shape[axis])
+        Holds.ZERO if _holds_zero(name, eqn, operands, axis) else computed(ranked, axis, shape[axis])
         for axis in range(rank)
     )
     leaf = operands[0].leaf if name in ONE_TO_ONE else None
@@ -107,11 +110,6 @@ def _join_positions(labeling: Labeling, operands: Sequence[Value]) -> None:
     chosen, counted = (operand.positions for operand in operands)
     if chosen is not None and counted is not None and len(chosen) == len(counted):
         labeling.forest.union(chosen, counted)
-
-
-def _computed(operands: Sequence[Value], axis: int, width: int) -> Holds:
-    """What a function of several operands holds along an axis of that width, if nothing says that it is 0."""
-    return max([Holds.EQUAL, *(o.holds[axis] for o in operands if len(o.axes[axis]) == width)])
 
 
 def _fold(name: str, operands: Sequence[Value]) -> float | None:
@@ -241,11 +239,9 @@ def convolve(labeling: Labeling, eqn: JaxprEqn, image: Value, kernel: Value) -> 
     else:
         labeling.require(eqn, channels, exact)
         # As if both sides were reshaped to (group, offset), with the groups in common.
-        common, source = forest.fresh(groups), labeling.source(eqn)
-        labeling.pending.append(Pending(eqn.primitive.name, source, (channels,), (common, kernel.axes[consumed])))
-        labeling.pending.append(
-            Pending(eqn.primitive.name, source, (outputs,), (common, forest.fresh(len(outputs) // groups)))
-        )
+        common = forest.fresh(groups)
+        labeling.pending.append(Pending(forest.equations, (channels,), (common, kernel.axes[consumed])))
+        labeling.pending.append(Pending(forest.equations, (outputs,), (common, forest.fresh(len(outputs) // groups))))
     axes: list[Any] = [None] * len(image.axes)
     holds = [Holds.UNKNOWN] * len(image.axes)
     out_batch, out_channel, *out_spatial = numbers.out_spec
@@ -279,7 +275,7 @@ def reduction(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value
     for operand in operands[1:]:
         for axis in left:
             labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
-    holds = [_computed(operands, a, len(operands[0].axes[a])) for a in left]
+    holds = [computed(operands, a, len(operands[0].axes[a])) for a in left]
     if eqn.primitive.name != "reduce":
         holds = [operands[0].holds[a] for a in left]
     out = labelled([operands[0].axes[a] for a in left], holds)
@@ -301,45 +297,6 @@ def collective(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]
     return [found.replace(holds=tuple(map(_if_zero, found.holds)))]
 
 
-def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Cumulative sums, sorts and transforms: order along an axis matters, so it stays; the others pass.
-
-    The largest of what is left are those of a smaller model, if it need not equal the masked one.
-    """
-    name = eqn.primitive.name
-    if name == "fft":
-        rank = len(operands[0].axes)
-        along = tuple(range(rank - len(eqn.params["fft_lengths"]), rank))
-    elif name == "top_k":
-        along = (eqn.params.get("axis", len(operands[0].axes) - 1),)
-    else:
-        along = (eqn.params["axis"] if "axis" in eqn.params else eqn.params["dimension"],)
-    for operand in operands:
-        for axis in along:
-            if name == "top_k" and not labeling.exact:
-                labeling.choices.append(Choice(eqn.params["k"], operand.axes[axis], labeling.source(eqn)))
-            else:
-                labeling.forest.freeze(operand.axes[axis], f"'{name}' needs all of it")
-        for axis in set(range(len(operand.axes))) - set(along):
-            labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
-    outputs: list[Value] = []
-    for i, out in enumerate(eqn.outvars):
-        axes = [
-            labeling.forest.frozen(n, f"'{name}' makes it") if a in along else operands[0].axes[a]
-            for a, n in enumerate(shape_of(out))
-        ]
-        # A sort of zeros gives zeros; the order of zeros, and the logarithm of a sum of their exponentials, is not 0.
-        source = operands[i] if i < len(operands) and name != "cumlogsumexp" else None
-        holds = [
-            Holds.ZERO if source is not None and source.holds[a] is Holds.ZERO else _computed(operands, a, len(axes[a]))
-            for a in range(len(axes))
-        ]
-        outputs.append(labelled(axes, holds))
-    if name == "top_k":
-        outputs[1] = outputs[1].replace(positions=operands[0].axes[along[0]])
-    return outputs
-
-
 def generated(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Values that depend on no parameter (`iota`, `random_bits`): made whole, then taken at the kept positions."""
     for operand in operands:
@@ -353,23 +310,10 @@ def generated(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value
     return [made[0].replace(holds=holds, positions=made[0].axes[along])]
 
 
-def pool(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Sliding windows: axes with a window of one pass."""
-    window, shape = eqn.params["window_dimensions"], shape_of(eqn.outvars[0])
-    operands = tuple(operand for operand in operands if operand.axes)
-    axes: list[Any] = []
-    for axis, width in enumerate(shape):
-        passes = window[axis] == 1 and all(len(operand.axes[axis]) == width for operand in operands)
-        for operand in operands:
-            if passes:
-                labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
-            else:
-                labeling.forest.freeze(operand.axes[axis], "a window slides along it")
-        axes.append(operands[0].axes[axis] if passes else labeling.forest.frozen(width, "a window slides along it"))
-    # The users' own reduction of zeros may be something else.
-    zero = [held is Holds.ZERO and eqn.primitive.name != "reduce_window" for held in operands[0].holds]
-    holds = [Holds.ZERO if none else _computed(operands, a, shape[a]) for a, none in enumerate(zero)]
-    return [labelled(axes, holds)]
+def watched(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """`jax.debug.print` and the like: they see the smaller arrays."""
+    del operands
+    return [labeling.fresh(shape_of(out)) for out in eqn.outvars]
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
@@ -379,21 +323,14 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **collectives.RULES,
     **dict.fromkeys(("psum", "pmax", "pmin"), collective),
     **control.RULES,
+    **ordering.RULES,
     **dict.fromkeys(("dot_general", "ragged_dot_general"), contract),
     "conv_general_dilated": convolve,
     "reduce_sum": total,
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), reduction),
     **dict.fromkeys(("argmax", "argmin", "reduce"), reduction),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), ordered),
-    **dict.fromkeys(
-        ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
-    ),
-    **dict.fromkeys(
-        ("random_split", "rng_bit_generator", "rng_uniform", "random_clone", "empty", "create_token", "axis_index"),
-        generated,
-    ),
-    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), pool),
-    **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add"), pool),
+    **dict.fromkeys(GENERATED, generated),
+    **dict.fromkeys("debug_callback debug_print check inspect_sharding dce_sink after_all".split(), watched),
 }
 
 

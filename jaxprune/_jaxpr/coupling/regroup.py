@@ -124,7 +124,7 @@ def _regrouped(labeling: Labeling, eqn: JaxprEqn, inputs: list[Labels], widths: 
     if len(free) == 1 and len(widths) == 1:
         return [_spread(inputs, free[0])]
     outputs = [forest.fresh(n) for n in widths]
-    labeling.pending.append(Pending(eqn.primitive.name, labeling.source(eqn), tuple(inputs), tuple(outputs)))
+    labeling.pending.append(Pending(forest.equations, tuple(inputs), tuple(outputs)))
     return outputs
 
 
@@ -137,6 +137,7 @@ def _spread(side: Sequence[Labels], chosen: int) -> Labels:
 
 def decide_pending(labeling: Labeling) -> None:
     """Decides all pending regroupings: those with one answer before those that need a choice, each in program order."""
+    outer = labeling.forest.equations
     grounds: tuple[Evidence | None, ...] = (None, "labels", "operand", "result")
     waiting, place = labeling.pending, 0
     while place < len(grounds):
@@ -144,11 +145,12 @@ def decide_pending(labeling: Labeling) -> None:
         # What was decided may leave only one answer to others.
         place = 0 if len(rest) < len(waiting) else place + 1
         waiting = rest
-    labeling.pending = waiting
+    labeling.pending, labeling.forest.equations = waiting, outer
 
 
 def _decided(labeling: Labeling, pending: Pending, evidence: Evidence | None) -> bool:
     forest = labeling.forest
+    forest.equations = pending.equations
     sides = (pending.inputs, pending.outputs)
     free = [[i for i, labels in enumerate(side) if not forest.all_frozen(labels)] for side in sides]
     if not free[0] or not free[1]:
@@ -219,6 +221,13 @@ def split(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     return [labelled((*before, part, *after), operand.holds) for part in parts]
 
 
+def tile(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
+    """Repeats the label arrays."""
+    del labeling
+    axes = [x if n == 1 else np.tile(x, n) for x, n in zip(operand.axes, eqn.params["reps"], strict=True)]
+    return [labelled(axes, operand.holds).replace(const=operand.const)]
+
+
 def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[Value]:
     """Padded positions are free."""
     axes, holds = [], []
@@ -257,5 +266,6 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "slice": cut,
     "split": split,
     "pad": pad,
+    "tile": tile,
     "rev": reverse,
 }

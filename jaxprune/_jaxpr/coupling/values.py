@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 
 from jaxprune._jaxpr.coupling import integers
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
-from jaxprune._jaxpr.walker import Rule, source_of, walk
+from jaxprune._jaxpr.walker import Rule, source_among, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,11 @@ def labelled(axes: Sequence[Labels], holds: Sequence[Holds] | None = None) -> Va
     return Value(axes, (Holds.UNKNOWN,) * len(axes) if holds is None else tuple(holds))
 
 
+def computed(operands: Sequence[Value], axis: int, width: int) -> Holds:
+    """What a function of several operands holds along an axis of that width, if nothing says that it is 0."""
+    return max([Holds.EQUAL, *(o.holds[axis] for o in operands if len(o.axes[axis]) == width)])
+
+
 @dataclasses.dataclass
 class Frame:
     """Labels of one walk through one jaxpr, kept for re-evaluation: a jaxpr that is called twice has two frames."""
@@ -106,12 +111,27 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """Axes whose product is regrouped; which two of them correspond is decided when the whole program is known."""
+    """Axes whose product is regrouped; which two of them correspond is decided when the whole program is known.
 
-    primitive: str
-    source: str
+    Attributes:
+      equations: The equation that regroups them, and those that hold it, from the innermost.
+      inputs: Labels of the axes on the operand's side.
+      outputs: Labels of the axes on the result's side.
+    """
+
+    equations: tuple[JaxprEqn, ...]
     inputs: tuple[Labels, ...]
     outputs: tuple[Labels, ...]
+
+    @property
+    def primitive(self) -> str:
+        """The name of what regroups them."""
+        return self.equations[0].primitive.name
+
+    @property
+    def source(self) -> str:
+        """Where the user's program does it."""
+        return source_among(self.equations)
 
     def split(self) -> Split:
         """What a callable `split` of the user's is given."""
@@ -164,8 +184,9 @@ class Labeling:
       used: Leaves in the order in which the program reads them.
       stacked: For each leaf, the outermost scans that step along it, and along which axis.
       escaped: Labels of values outside the bodies of outermost scans.
+      inside: Labels of axes inside of these, by their identity. All layers have one shape.
       divisions: Labels of axes whose removed positions are divided by 0, with the primitive and where it is.
-      enclosing: The equations that hold the jaxpr being walked.
+      enclosing: The equations that hold the jaxpr being walked, from the innermost.
     """
 
     forest: Forest
@@ -183,8 +204,9 @@ class Labeling:
     used: dict[int, None] = dataclasses.field(default_factory=dict)
     stacked: dict[int, set[tuple[int, int]]] = dataclasses.field(default_factory=dict)
     escaped: list[Labels] = dataclasses.field(default_factory=list)
+    inside: dict[int, Labels] = dataclasses.field(default_factory=dict)
     divisions: list[tuple[Labels, str]] = dataclasses.field(default_factory=list)
-    enclosing: list[JaxprEqn] = dataclasses.field(default_factory=list)
+    enclosing: tuple[JaxprEqn, ...] = ()
 
     def fresh(self, shape: Sequence[int], holds: Holds = Holds.UNKNOWN) -> Value:
         """A value whose axes are free."""
@@ -210,15 +232,17 @@ class Labeling:
         outer = self.frame
         if outer is not None:
             self.frame = outer.children[id(eqn), branch] = Frame()
-        self.enclosing.append(eqn)
+        within = self.forest.equations
+        self.enclosing = (eqn, *self.enclosing)
         outputs = self.walk(jaxpr, constants, arguments)
-        self.enclosing.pop()
+        self.enclosing = self.enclosing[1:]
+        self.forest.equations = within
         self.frame = outer
         return outputs
 
     def source(self, eqn: JaxprEqn) -> str:
         """Where the user's program made an equation; what a library made is where the library was called."""
-        return next(filter(None, map(source_of, (eqn, *reversed(self.enclosing)))), "an unknown line")
+        return source_among((eqn, *self.enclosing))
 
     def walk(self, jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Walks a jaxpr in the current frame."""

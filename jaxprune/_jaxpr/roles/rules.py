@@ -13,6 +13,7 @@ from jaxprune._jaxpr.contractions import contraction, dot
 from jaxprune._jaxpr.primitives import (
     CONTRACTIONS,
     ELEMENTWISE,
+    UNCHANGED,
     VARYING,
     callee,
     factors,
@@ -119,7 +120,7 @@ def _other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 def _in_place(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Elementwise work keeps the axes. Leaves that meet an activation are not followed further."""
-    if eqn.primitive.name == "optimization_barrier":
+    if eqn.primitive.name in UNCHANGED:
         return list(operands)
     if any(operand is None for operand in operands):
         found.end(f"'{eqn.primitive.name}' takes it", *operands)

@@ -116,6 +116,12 @@ class Evaluation:
         layers = max(len(vector) for vector in vectors)
         gone = np.stack([np.broadcast_to(vector, (layers,)) for vector in vectors])[inverse]
         rows = [np.flatnonzero(~layer) for layer in gone.T]
+        counts = {len(row) for row in rows}
+        if len(counts) > 1:
+            raise ValueError(
+                f"The plan keeps {min(counts)} to {max(counts)} of an axis of {len(labels)} in the layers of a scan, "
+                "whose shapes have to agree. Make the plan with `shrink` from a coupling of the same function."
+            )
         return Kept(rows[0] if layers == 1 else np.stack(rows), len(labels))
 
     def value(self, atom: Any) -> Value:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from jaxprune._jaxpr.coupling.indexing import Known, read_at, starts_of, updated_at, written_at
+from jaxprune._jaxpr.coupling.indexing import COMBINED, Known, read_at, starts_of, updated_at, written_at
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept
 from jaxprune._jaxpr.walker import bind, shape_of
 
@@ -76,10 +76,10 @@ def scatter(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, indices: Any, u
     if known is None or not _shrinks(evaluation, eqn, eqn.invars[2], known):
         return bind(eqn, operand, indices, updates)
     updates = jnp.moveaxis(updates, known.along, known.axis)
-    if eqn.primitive.name == "scatter-add":
+    if (combined := COMBINED.get(eqn.primitive.name)) is not None:
         wanted = known.positions[_kept_along(evaluation, eqn.invars[2], known)]
         places = _positions(evaluation.kept_axes(eqn.invars[0])[known.axis], wanted)
-        updates = evaluation.take_axis(operand, places, known.axis) + updates
+        updates = combined(evaluation.take_axis(operand, places, known.axis), updates)
     return [_written(evaluation, eqn, eqn.invars[2], known, operand, updates)]
 
 
@@ -124,7 +124,7 @@ def dynamic_update_slice(
 RULES: dict[str, Callable[..., Sequence[Any]]] = {
     "slice": slices,
     "gather": gather,
-    **dict.fromkeys(("scatter", "scatter-add"), scatter),
+    **dict.fromkeys(("scatter", *COMBINED), scatter),
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
 }

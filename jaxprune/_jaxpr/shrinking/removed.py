@@ -16,10 +16,10 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.values import Holds, Value
-from jaxprune._jaxpr.primitives import ELEMENTWISE, factors
+from jaxprune._jaxpr.primitives import ELEMENTWISE, GENERATED, ORDERED, UNCHANGED, factors
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Part, Region, kept_of
 from jaxprune._jaxpr.shrinking.indexing import cut
-from jaxprune._jaxpr.shrinking.rules import padding
+from jaxprune._jaxpr.shrinking.rules import padded
 from jaxprune._jaxpr.walker import bind, shape_of
 
 
@@ -65,6 +65,11 @@ def broadcast(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], in
     inner = tuple(sorted(sources[axis] for axis in region if axis in sources))
     part = evaluation.part(operands[0], evaluation.value(eqn.invars[0]), inner)
     return bind(eqn, part, shape=evaluation.part_shape(evaluation.value(eqn.outvars[0]), region))[0]
+
+
+def tile(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: int, region: Region) -> Any:
+    """What is removed is repeated too."""
+    return bind(eqn, evaluation.part(operands[0], evaluation.value(eqn.invars[0]), region))[0]
 
 
 def transpose(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: int, region: Region) -> Any:
@@ -150,7 +155,7 @@ def pad(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: i
         for axis, labels in enumerate(evaluation.value(eqn.outvars[0]).axes)
     ]
     part = _spread(evaluation, eqn, operands[0], region)
-    return bind(eqn, part, kept_of(operands[1]), padding_config=padding(eqn, kept))[0]
+    return padded(evaluation, eqn, part, kept_of(operands[1]), kept)
 
 
 def gather(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: int, region: Region) -> Any:
@@ -297,17 +302,15 @@ def product(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], inde
 
 PARTS: dict[str, Part] = {
     **dict.fromkeys(ELEMENTWISE, alike),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), alike),
+    **dict.fromkeys(ORDERED, alike),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), alike),
     **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add", "rev", "dynamic_update_slice"), alike),
-    **dict.fromkeys(("sharding_constraint", "reshard", "optimization_barrier"), each),
-    **dict.fromkeys(
-        ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split"), made
-    ),
-    **dict.fromkeys(("rng_bit_generator", "rng_uniform", "random_clone", "empty"), made),
+    **dict.fromkeys(("sharding_constraint", "reshard", *UNCHANGED), each),
+    **dict.fromkeys(GENERATED, made),
     "broadcast_in_dim": broadcast,
     "transpose": transpose,
     "squeeze": squeeze,
+    "tile": tile,
     "reshape": reshape,
     "concatenate": concatenate,
     "slice": sliced,

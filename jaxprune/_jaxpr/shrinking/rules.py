@@ -12,7 +12,15 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
-from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, manual_axes, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import (
+    COMPOSED,
+    GENERATED,
+    PLAIN_CALLS,
+    inner_jaxpr,
+    manual_axes,
+    scan_operands,
+    while_operands,
+)
 from jaxprune._jaxpr.shrinking import derivatives, indexing
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept, kept_of
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
@@ -42,22 +50,27 @@ def split(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
 
 def pad(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any) -> Sequence[Any]:
     """As many padded positions as stay."""
-    return bind(eqn, operand, fill, padding_config=padding(eqn, evaluation.kept_axes(eqn.outvars[0])))
+    return [padded(evaluation, eqn, operand, fill, evaluation.kept_axes(eqn.outvars[0]))]
 
 
-def padding(eqn: JaxprEqn, taken: Sequence[Kept | None]) -> tuple[Sequence[Any], ...]:
-    """How much a `pad` adds, given which positions of each axis the result has."""
+def padded(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, fill: Any, taken: Sequence[Kept | None]) -> Any:
+    """What a `pad` makes, given which positions of each axis the result has."""
     config = list(eqn.params["padding_config"])
+    picks: dict[int, np.ndarray] = {}
     for axis, kept in enumerate(taken):
         if kept is None:
             continue
         low, _, _ = config[axis]
         before = (kept.indices < low).sum(-1)
         inside = (kept.indices < low + shape_of(eqn.invars[0])[axis]).sum(-1)
-        if not (before.min() == before.max() and inside.min() == inside.max()):
-            raise ValueError("'pad' adds other counts in each layer of a scan. Leave these units out with `protect=`.")
-        config[axis] = (int(before.max()), int(kept.count - inside.max()), 0)
-    return tuple(config)
+        config[axis] = (int(before.max()), int((kept.count - inside).max()), 0)
+        if before.min() < before.max() or inside.min() < inside.max():
+            # Layers of a scan that are padded by other counts: each takes its own of what is padded for all.
+            picks[axis] = (before.max() - before)[:, None] + np.arange(kept.count)
+    (whole,) = bind(eqn, operand, fill, padding_config=tuple(config))
+    for axis, indices in picks.items():
+        whole = evaluation.take_axis(whole, indices, axis)
+    return whole
 
 
 def convolve(evaluation: Evaluation, eqn: JaxprEqn, image: Any, kernel: Any) -> Sequence[Any]:
@@ -130,7 +143,11 @@ def cond(evaluation: Evaluation, eqn: JaxprEqn, index: Any, *operands: Any) -> S
 
     branches = [branch(i) for i in range(len(eqn.params["branches"]))]
     flat = evaluation.pack(operands, values, values)
-    return evaluation.unpack(lax.switch(kept_of(index), branches, *flat), outputs)
+    platforms = eqn.params.get("branches_platforms")
+    if platforms is None:
+        return evaluation.unpack(lax.switch(kept_of(index), branches, *flat), outputs)
+    chosen = {name: branch for names, branch in zip(platforms, branches, strict=True) for name in names or ("default",)}
+    return evaluation.unpack(lax.platform_dependent(*flat, **chosen), outputs)
 
 
 def while_loop(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
@@ -227,7 +244,7 @@ def _shrinks(evaluation: Evaluation, eqn: JaxprEqn) -> bool:
 
 
 RULES: dict[str, Callable[..., Sequence[Any]]] = {
-    **dict.fromkeys(("iota", "random_bits", "rng_bit_generator", "rng_uniform", "random_split", "empty"), made_whole),
+    **dict.fromkeys(GENERATED, made_whole),
     "broadcast_in_dim": broadcast,
     "reshape": reshape,
     "split": split,
@@ -239,7 +256,7 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
 }
 # Their operands and results carry what is held at removed positions.
 NESTED: dict[str, Callable[..., Sequence[Any]]] = {
-    **dict.fromkeys(("jit", "closed_call", *COMPOSED), call),
+    **dict.fromkeys((*PLAIN_CALLS, *COMPOSED), call),
     "remat2": remat,
     "cond": cond,
     "while": while_loop,
