@@ -11,7 +11,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from jaxprune._jaxpr.walker import jaxpr_and_constants
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of
 
 T = TypeVar("T")
 
@@ -54,6 +54,15 @@ VARYING = frozenset(
 SAME_ON_DEVICES = VARYING | frozenset(
     "psum_invariant unreduced_psum unreduced_pmax unreduced_pmin ppermute pbroadcast".split()
 )
+
+# The largest along an axis: values and positions.
+CHOICES = frozenset({"top_k", "approx_top_k"})
+
+
+def choice_axis(eqn: JaxprEqn) -> int:
+    """The axis along which one of `CHOICES` takes some of the positions."""
+    axis: int = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1))
+    return axis % len(shape_of(eqn.invars[0]))
 
 
 def _stacked(*arrays: Any, axis: int) -> Any:

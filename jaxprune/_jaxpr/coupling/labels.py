@@ -19,7 +19,7 @@ from jaxprune._jaxpr.contractions import contraction, dot, grouping
 from jaxprune._jaxpr.coupling import collectives, control, indexing, integers, regroup
 from jaxprune._jaxpr.coupling.forest import NoRule
 from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Leaf, Pending, Term, Value, labelled
-from jaxprune._jaxpr.primitives import ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING
+from jaxprune._jaxpr.primitives import CHOICES, ELEMENTWISE, ONE_TO_ONE, ZERO_PRESERVING, choice_axis
 from jaxprune._jaxpr.walker import dtype_of, shape_of
 
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
@@ -310,13 +310,13 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     if name == "fft":
         rank = len(operands[0].axes)
         along = tuple(range(rank - len(eqn.params["fft_lengths"]), rank))
-    elif name == "top_k":
-        along = (eqn.params.get("axis", len(operands[0].axes) - 1),)
+    elif name in CHOICES:
+        along = (choice_axis(eqn),)
     else:
         along = (eqn.params["axis"] if "axis" in eqn.params else eqn.params["dimension"],)
     for operand in operands:
         for axis in along:
-            if name == "top_k" and not labeling.exact:
+            if name in CHOICES and not labeling.exact:
                 labeling.choices.append(Choice(eqn.params["k"], operand.axes[axis], labeling.source(eqn)))
             else:
                 labeling.forest.freeze(operand.axes[axis], f"'{name}' needs all of it")
@@ -335,7 +335,7 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             for a in range(len(axes))
         ]
         outputs.append(labelled(axes, holds))
-    if name == "top_k":
+    if name in CHOICES:
         outputs[1] = outputs[1].replace(positions=operands[0].axes[along[0]])
     return outputs
 
@@ -384,7 +384,7 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "reduce_sum": total,
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), reduction),
     **dict.fromkeys(("argmax", "argmin", "reduce"), reduction),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), ordered),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", *CHOICES, "fft"), ordered),
     **dict.fromkeys(
         ("iota", "random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in"), generated
     ),

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.values import Holds, Value
-from jaxprune._jaxpr.primitives import ELEMENTWISE, factors
+from jaxprune._jaxpr.primitives import CHOICES, ELEMENTWISE, factors
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Part, Region, kept_of
 from jaxprune._jaxpr.shrinking.indexing import cut
 from jaxprune._jaxpr.shrinking.rules import padding
@@ -297,7 +297,7 @@ def product(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], inde
 
 PARTS: dict[str, Part] = {
     **dict.fromkeys(ELEMENTWISE, alike),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", "top_k", "fft"), alike),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort", *CHOICES, "fft"), alike),
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), alike),
     **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add", "rev", "dynamic_update_slice"), alike),
     **dict.fromkeys(("sharding_constraint", "reshard", "optimization_barrier"), each),

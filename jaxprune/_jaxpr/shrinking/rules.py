@@ -12,7 +12,15 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
-from jaxprune._jaxpr.primitives import COMPOSED, inner_jaxpr, manual_axes, scan_operands, while_operands
+from jaxprune._jaxpr.primitives import (
+    CHOICES,
+    COMPOSED,
+    choice_axis,
+    inner_jaxpr,
+    manual_axes,
+    scan_operands,
+    while_operands,
+)
 from jaxprune._jaxpr.shrinking import derivatives, indexing
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Kept, kept_of
 from jaxprune._jaxpr.walker import bind, jaxpr_and_constants, shape_of
@@ -85,8 +93,7 @@ def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequ
 
 def top_k(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
     """Under `small`, the largest of what is left, by their positions in the whole."""
-    axis = eqn.params.get("axis", operand.ndim - 1)
-    kept = evaluation.kept_axes(eqn.invars[0])[axis]
+    kept = evaluation.kept_axes(eqn.invars[0])[choice_axis(eqn)]
     values, positions = bind(eqn, operand)
     return [values, positions if kept is None else evaluation.original(positions, kept)]
 
@@ -235,7 +242,7 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
     **indexing.RULES,
     "conv_general_dilated": convolve,
     "div": divide,
-    "top_k": top_k,
+    **dict.fromkeys(CHOICES, top_k),
 }
 # Their operands and results carry what is held at removed positions.
 NESTED: dict[str, Callable[..., Sequence[Any]]] = {
