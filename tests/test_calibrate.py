@@ -364,6 +364,23 @@ def test_parts_of_a_kernel_are_put_where_they_belong():
     np.testing.assert_allclose(got["turned"].inputs.mean[:, 0], wide.mean(0)[::-1], rtol=1e-5)
 
 
+@pytest.mark.rank_promotion
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_magnitudes_of_weight_normalisation_are_no_kernel(groups):
+    """They scale one, by an axis of one that is repeated."""
+
+    def fun(p, x):
+        kernel = p["weight_v"] * p["weight_g"] / jnp.linalg.norm(p["weight_v"], axis=(0, 1), keepdims=True)
+        numbers = ("NWC", "OIW", "NWC")
+        return lax.conv_general_dilated(x, kernel, (1,), "SAME", feature_group_count=groups, dimension_numbers=numbers)
+
+    params = {"weight_v": normal(6, 4 // groups, 3), "weight_g": normal(1, 1, 3)}
+    assert layout(fun, params, normal(2, 5, 4)).without == {"weight_g": "an axis of one is stretched"}
+    got = calibrate(fun, params, [normal(2, 5, 4)], statistic="gram")
+    assert got["weight_g"] is None
+    assert got["weight_v"].gram.shape[-1] == 12 // groups
+
+
 @pytest.mark.parametrize("statistic", ["norm", "variance", "gram"])
 def test_samples_that_do_not_count_change_nothing(statistic):
     """Also where the program merges the axes of the samples, and whatever the others hold."""

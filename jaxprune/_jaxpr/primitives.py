@@ -11,7 +11,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from jaxprune._jaxpr.walker import jaxpr_and_constants
+from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of
 
 T = TypeVar("T")
 
@@ -49,6 +49,15 @@ SAME_ON_DEVICES = VARYING | frozenset(
     "psum_invariant unreduced_psum unreduced_pmax unreduced_pmin ppermute pbroadcast".split()
 )
 
+# The largest along an axis: values and positions.
+CHOICES = frozenset({"top_k", "approx_top_k"})
+
+
+def choice_axis(eqn: JaxprEqn) -> int:
+    """The axis along which one of `CHOICES` takes some of the positions."""
+    axis: int = eqn.params.get("axis", eqn.params.get("reduction_dimension", -1))
+    return axis % len(shape_of(eqn.invars[0]))
+
 
 def _stacked(*arrays: Any, axis: int) -> Any:
     return lax.concatenate([lax.expand_dims(array, [axis]) for array in arrays], axis)
@@ -67,7 +76,7 @@ GENERATED = frozenset(
     "random_split random_clone random_gamma axis_index platform_index create_token".split()
 )
 # The order along an axis matters.
-ORDERED = frozenset("cumsum cumprod cummax cummin cumlogsumexp sort top_k approx_top_k fft".split())
+ORDERED = CHOICES.union("cumsum cumprod cummax cummin cumlogsumexp sort fft".split())
 # Primitives without a rule for the labels, by the reason; they freeze what they touch.
 _OPAQUE = {
     "what it computes is not in the program": (

@@ -111,27 +111,32 @@ def check(case: Case) -> Coupling:
     small_fun, small_params, plan = shrink(fun, params, masks, coupling)
     removed = 1 - size(small_params) / size(params)
     assert removed >= case.least, f"only {removed:.3f} of the parameters went"
-    arrays = tuple(_larger(arg, i in case.batched) for i, arg in enumerate(args))
+    arrays = tuple(sampled(arg, i in case.batched) for i, arg in enumerate(args))
     expected = plan.take(jitted(fun)(masking.apply(params, masks), *arrays))
     compare(jitted(small_fun)(small_params, *arrays), expected, case.tolerance)
     return coupling
+
+
+def of_arrays(fun: Callable[..., Any], params: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """The function of the parameters' arrays alone, for trees with leaves that are not arrays; and these arrays."""
+    leaves, structure = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if tree.is_array(leaf)]
+
+    def call(arrays: list[Any], *args: Any) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return fun(structure.unflatten(filled), *args)
+
+    return call, [leaves[i] for i in places]
 
 
 def jitted(fun: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` for trees with leaves that are not arrays."""
 
     def call(params: Any, *args: Any) -> Any:
-        leaves, structure = jax.tree.flatten(params)
-        places = [i for i, leaf in enumerate(leaves) if tree.is_array(leaf)]
-
-        @jax.jit
-        def inner(arrays: list[Any], *args: Any) -> Any:
-            filled = list(leaves)
-            for place, array in zip(places, arrays, strict=True):
-                filled[place] = array
-            return fun(structure.unflatten(filled), *args)
-
-        return inner([leaves[i] for i in places], *args)
+        inner, arrays = of_arrays(fun, params)
+        return jax.jit(inner)(arrays, *args)
 
     return call
 
@@ -147,7 +152,8 @@ def compare(got: Any, expected: Any, tolerance: float) -> None:
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-def _larger(arg: Any, batched: bool, seed: int = 2) -> Any:
+def sampled(arg: Any, batched: bool = False, seed: int = 2) -> Any:
+    """Values for an abstract argument; three samples on the first axis if it is `batched`."""
     generator = np.random.default_rng(seed)
     if not isinstance(arg, jax.ShapeDtypeStruct):
         return arg

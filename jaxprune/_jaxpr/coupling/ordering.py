@@ -8,7 +8,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 from jaxprune._jaxpr.coupling.values import Choice, Holds, Labeling, Value, computed, labelled
-from jaxprune._jaxpr.primitives import MATRICES, ORDERED, VECTORS
+from jaxprune._jaxpr.primitives import CHOICES, MATRICES, ORDERED, VECTORS, choice_axis
 from jaxprune._jaxpr.walker import shape_of
 
 
@@ -21,15 +21,13 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     if name == "fft":
         rank = len(operands[0].axes)
         along = tuple(range(rank - len(eqn.params["fft_lengths"]), rank))
-    elif name == "approx_top_k":
-        along = (eqn.params["reduction_dimension"] % len(operands[0].axes),)
-    elif name == "top_k":
-        along = (eqn.params.get("axis", len(operands[0].axes) - 1),)
+    elif name in CHOICES:
+        along = (choice_axis(eqn),)
     else:
         along = (eqn.params["axis"] if "axis" in eqn.params else eqn.params["dimension"],)
     for operand in operands:
         for axis in along:
-            if name == "top_k" and not labeling.exact:
+            if name in CHOICES and not labeling.exact:
                 labeling.choices.append(Choice(eqn.params["k"], operand.axes[axis], labeling.source(eqn)))
             else:
                 labeling.forest.freeze(operand.axes[axis], f"'{name}' needs all of it")
@@ -48,7 +46,7 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
             for a in range(len(axes))
         ]
         outputs.append(labelled(axes, holds))
-    if name == "top_k":
+    if name in CHOICES:
         outputs[1] = outputs[1].replace(positions=operands[0].axes[along[0]])
     return outputs
 

@@ -14,6 +14,8 @@ NOTHING = -1
 """The axis of a digit along which the leaf is repeated."""
 LOOKED_UP = -2
 """The axis of a digit of a position in a list of positions, which the program looks up along an axis of the leaf."""
+STRETCHED = "an axis of one is stretched"
+"""Why a leaf such as the magnitudes of weight normalisation, which scales a kernel, is not itself a kernel."""
 
 
 class Digit(NamedTuple):

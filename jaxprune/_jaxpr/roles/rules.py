@@ -20,7 +20,18 @@ from jaxprune._jaxpr.primitives import (
     scan_operands,
     while_operands,
 )
-from jaxprune._jaxpr.roles.parts import LOOKED_UP, NOTHING, Axes, Digit, LookUp, Part, axes_of, distributed, united
+from jaxprune._jaxpr.roles.parts import (
+    LOOKED_UP,
+    NOTHING,
+    STRETCHED,
+    Axes,
+    Digit,
+    LookUp,
+    Part,
+    axes_of,
+    distributed,
+    united,
+)
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of, walk
 
@@ -119,14 +130,29 @@ def _other(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
 
 
 def _in_place(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
-    """Elementwise work keeps the axes. Leaves that meet an activation are not followed further."""
-    if eqn.primitive.name in UNCHANGED:
-        return list(operands)
+    """The axes stay. Leaves that meet an activation are not followed further."""
     if any(operand is None for operand in operands):
         found.end(f"'{eqn.primitive.name}' takes it", *operands)
         return [None] * len(eqn.outvars)
     rank = len(shape_of(eqn.outvars[0]))
     return [_united(operands, rank)] * len(eqn.outvars)
+
+
+def _elementwise(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
+    """Axes of one are repeated to the length of the others."""
+    if eqn.primitive.name in UNCHANGED:
+        return list(operands)
+    shapes, after = map(shape_of, eqn.invars), shape_of(eqn.outvars[0])
+    repeated = [
+        _each(operand, lambda part, before=before: _stretched(part, before, after))
+        for operand, before in zip(operands, shapes, strict=True)
+    ]
+    return _in_place(found, eqn, *repeated)
+
+
+def _stretched(part: Part, before: Sequence[int], after: Sequence[int]) -> Part:
+    axes = zip(part.axes, before, after, strict=False)  # a scalar has none
+    return part.without_place(STRETCHED) if any(digits and old != new for digits, old, new in axes) else part
 
 
 def _united(values: Sequence[Value], rank: int) -> Value:
@@ -195,12 +221,10 @@ def _dropped(part: Part | None, gone: Sequence[int]) -> Part | None:
 def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     axes: list[tuple[Digit, ...]] = [()] * len(after)
-    unplaced = part.unplaced
-    for axis, out in enumerate(eqn.params["broadcast_dimensions"]):
+    kept = eqn.params["broadcast_dimensions"]
+    for axis, out in enumerate(kept):
         axes[out] = part.axes[axis]
-        if axes[out] and before[axis] != after[out]:
-            unplaced = unplaced or "an axis of one is stretched"
-    return dataclasses.replace(part, axes=tuple(axes), unplaced=unplaced)
+    return dataclasses.replace(_stretched(part, before, [after[out] for out in kept]), axes=tuple(axes))
 
 
 def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
@@ -332,6 +356,9 @@ def _contract(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
         elif side == 1:
             inputs = (*eqn.params["dimension_numbers"].rhs_spec[2:], *inputs)
         for index, part in (operand or {}).items():
+            if part.unplaced == STRETCHED:
+                found.end(STRETCHED, {index: part})
+                continue
             outputs = [a for a in range(len(part.axes)) if a not in (*inputs, *stacked)]
             over = axes_of(digit for i in inputs for digit in part.axes[i])
             found.products.setdefault(index, []).append(
@@ -384,7 +411,7 @@ def _cond(found: Uses, eqn: JaxprEqn, index: Value, *operands: Value) -> list[Va
 
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(ELEMENTWISE | VARYING, _in_place),
+    **dict.fromkeys(ELEMENTWISE | VARYING, _elementwise),
     "concatenate": _concatenated,
     "pad": _padded,
     "slice": _moved(_sliced),

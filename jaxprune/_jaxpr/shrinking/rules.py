@@ -13,9 +13,11 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from jaxprune._jaxpr.contractions import grouping
 from jaxprune._jaxpr.primitives import (
+    CHOICES,
     COMPOSED,
     GENERATED,
     PLAIN_CALLS,
+    choice_axis,
     inner_jaxpr,
     manual_axes,
     scan_operands,
@@ -98,8 +100,7 @@ def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequ
 
 def top_k(evaluation: Evaluation, eqn: JaxprEqn, operand: Any) -> Sequence[Any]:
     """Under `small`, the largest of what is left, by their positions in the whole."""
-    axis = eqn.params.get("axis", operand.ndim - 1)
-    kept = evaluation.kept_axes(eqn.invars[0])[axis]
+    kept = evaluation.kept_axes(eqn.invars[0])[choice_axis(eqn)]
     values, positions = bind(eqn, operand)
     return [values, positions if kept is None else evaluation.original(positions, kept)]
 
@@ -252,7 +253,7 @@ RULES: dict[str, Callable[..., Sequence[Any]]] = {
     **indexing.RULES,
     "conv_general_dilated": convolve,
     "div": divide,
-    "top_k": top_k,
+    **dict.fromkeys(CHOICES, top_k),
 }
 # Their operands and results carry what is held at removed positions.
 NESTED: dict[str, Callable[..., Sequence[Any]]] = {
