@@ -403,6 +403,14 @@ row("shrink", lambda: jaxprune.shrink(fun, PARAMS, WRONG_MASK, coupling()), Valu
 row("shrink", lambda: jaxprune.shrink(fun, PARAMS, 0.5, coupling()), ValueError, "masks must have the structure")
 row("shrink_fun", lambda: jaxprune.shrink_fun(fun, None), TypeError, "plan")
 row("shrink_fun", lambda: jaxprune.shrink_fun(0.5, jaxprune.Plan({})), TypeError, "`fun` must be a function")
+row("structured.resized", lambda: structured.resized(PARAMS, None), TypeError, "`plan` must come from `shrink`")
+row(
+    "structured.resized",
+    lambda: structured.resized(PARAMS, jaxprune.Plan({})),
+    ValueError,
+    "the module has 'first/bias'",
+)
+row("structured.resized", lambda: structured.resized(0.5, jaxprune.Plan({})), TypeError, "pytree of arrays")
 row("macs", lambda: jaxprune.macs(fun, PARAMS, X, masks=WRONG_MASK), ValueError, "shape (3, 3)")
 row("deploy", lambda: jaxprune.deploy(fun, PARAMS, WRONG_MASK, X), ValueError, "(3, 3)")
 row("structured.macs", lambda: structured.macs(coupling(), 50), ValueError, "fraction")

@@ -3,6 +3,7 @@
 from jaxprune.structured._fitted import Fitted as Fitted
 from jaxprune.structured._fitted import latency as latency
 from jaxprune.structured._fitted import macs as macs
+from jaxprune.structured._modules import resized as resized
 from jaxprune.structured._scores import Aggregate as Aggregate
 from jaxprune.structured._scores import UnitScores as UnitScores
 from jaxprune.structured._scores import geometric_median as geometric_median
