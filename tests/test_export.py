@@ -14,7 +14,7 @@ from jaxprune.formats import StoredKernel, Strips
 from jaxprune.formats._deploy import deployed_fun
 
 _MODELS = {"plain": plain, "linen": linen, "nnx": nnx_models, "equinox": equinox_models, "haiku": haiku_models}
-_DEFAULT = {("nnx", "conv_eval"), ("equinox", "transformer"), ("plain", "scanned"), ("plain", "mixture_of_experts")}
+_DEFAULT = {("nnx", "conv_eval"), ("plain", "scanned")}
 
 
 def _shrunk(fun, params, *args, **options):

@@ -88,8 +88,13 @@ def stand_ins(sizes: Iterable[Any]) -> Sizes:
     return Sizes(chosen)
 
 
-def solved(sizes: Sequence[Any], given: Sequence[Any]) -> Sizes | None:
-    """What each symbol is where arguments have the given sizes in place of these; `None` if they do not fit."""
+def solved(sizes: Sequence[Any], given: Sequence[Any]) -> Sizes:
+    """What each symbol is where arguments have the given sizes in place of these.
+
+    Raises:
+      ValueError: No value of the symbols gives these sizes, or it breaks the constraints that the user stated.
+    """
+    symbolic = [size for size in sizes if export.is_symbolic_dim(size)]
     pairs = [(str(size), other) for size, other in zip(sizes, given, strict=True) if export.is_symbolic_dim(size)]
     values: dict[str, Any] = {}
     for text, other in sorted(pairs, key=lambda pair: len(_names(pair[0]))):
@@ -98,8 +103,15 @@ def solved(sizes: Sequence[Any], given: Sequence[Any]) -> Sizes | None:
             first, second = (_value(text, {**values, name: n}) for n in (0, 1))
             values[name] = (other - first) // (second - first or 1)
     missing = {name for text, _ in pairs for name in _names(text)} - set(values)
-    if missing or any(_value(text, values) != other for text, other in pairs):
-        return None
+    constraints = [] if is_symbolic(given) else _constraints(symbolic)
+    if (
+        missing
+        or any(_value(text, values) != other for text, other in pairs)
+        or not all(_value(text, values) for text in constraints)
+    ):
+        under = f", under {', '.join(constraints)}," if constraints else ""
+        wanted, got = (", ".join(map(str, side)) for side in zip(*pairs, strict=True))
+        raise ValueError(f"The sizes {wanted} cannot be {got}{under} whatever the symbols are. Give other arguments.")
     return Sizes(values)
 
 
