@@ -75,6 +75,7 @@ from jaxprune._transforms import straight_through as straight_through
 from jaxprune.formats._deploy import deploy as deploy
 from jaxprune.oneshot._prune import admm as admm
 from jaxprune.oneshot._prune import sparsegpt as sparsegpt
+from jaxprune.structured._closed import closed as closed
 from jaxprune.structured._coupling import Coupling as Coupling
 from jaxprune.structured._coupling import couple as couple
 from jaxprune.structured._plan import Plan as Plan

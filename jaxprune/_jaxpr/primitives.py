@@ -103,7 +103,7 @@ _WITHOUT_PRODUCTS = {
     "it sends each device another number of positions": "ragged_all_to_all",
     "it scatters to the largest of a window": "select_and_scatter",
     "it is made while JAX transforms or compiles a program": (
-        "broadcast_to custom_jvp_call_jaxpr dim_as_value dimension_size from_edtype to_edtype iota_2x32_shape "
+        "broadcast_to custom_jvp_call_jaxpr dimension_size from_edtype to_edtype iota_2x32_shape "
         "philox2x32 philox4x32 remat_opt shape_assertion stage tie unreachable zeros_like"
     ),
 }

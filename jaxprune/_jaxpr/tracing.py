@@ -13,6 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from jaxprune._arrays import checks, tree
+from jaxprune._jaxpr.symbols import is_symbolic
 
 _NUMBERS = (bool, int, float, complex, np.generic)
 
@@ -41,7 +42,13 @@ class Traced:
     structure: Any
 
 
-def trace(fun: Callable[..., Any], params: Any, *args: Any, kwargs: Mapping[str, Any] | None = None) -> Traced:
+def trace(
+    fun: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    symbolic: bool = False,
+) -> Traced:
     """Traces `fun(params, *args, **kwargs)` without running it.
 
     Args:
@@ -49,14 +56,18 @@ def trace(fun: Callable[..., Any], params: Any, *args: Any, kwargs: Mapping[str,
       params: A pytree; its arrays may be `jax.ShapeDtypeStruct`s. Leaves that are not arrays are passed as they are.
       *args: Likewise.
       kwargs: Likewise.
+      symbolic: Whether the caller takes sizes that are symbols.
 
     Raises:
       TypeError: `fun` is not a function, or returns what is no array; or the parameters are no tree of arrays.
+      ValueError: A size is a symbol, and the caller does not take them.
     """
     checks.function(fun, "fun", "model.apply")
     tree.check_tree(params)
     leaves, rebuild = tree.partition(params)
     inputs, rebuild_inputs = tree.partition((args, dict(kwargs or {})))
+    if not symbolic:
+        require_numbers(args, kwargs)
 
     def flat(leaves: list[Any], inputs: list[Any]) -> Any:
         positional, named = rebuild_inputs(inputs)
@@ -74,6 +85,16 @@ def trace(fun: Callable[..., Any], params: Any, *args: Any, kwargs: Mapping[str,
         outputs=tuple(tree.paths(shapes)),
         structure=jax.tree.structure(shapes),
     )
+
+
+def require_numbers(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
+    """Refuses arguments of symbolic shapes, where sizes are counted or timed."""
+    for path, leaf in (*arrays(tuple(args)).items(), *arrays(dict(kwargs or {})).items()):
+        if is_symbolic(leaf.shape):
+            raise ValueError(
+                f"Argument '{path}' has the symbolic shape {tuple(leaf.shape)}; expected numbers. Give an example: "
+                "a shrunk or deployed function then runs at any size, and is exported with symbolic ones."
+            )
 
 
 def _names(values: Any) -> list[str]:

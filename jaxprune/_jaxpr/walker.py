@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from jaxprune._jaxpr.symbols import Shape
+
 Rule: TypeAlias = Callable[..., Sequence[Any]]
 """Called as `rule(context, eqn, *operands)`; returns one value per output."""
 
@@ -101,7 +103,7 @@ def bind(eqn: JaxprEqn, *operands: Any, **changes: Any) -> Sequence[Any]:
     return outputs if eqn.primitive.multiple_results else [outputs]
 
 
-def shape_of(atom: Any) -> tuple[int, ...]:
+def shape_of(atom: Any) -> Shape:
     """Shape of an operand or result; tokens and the like have none."""
     return getattr(atom.aval, "shape", ())
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune import _text
 from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.roles.stored import StoredKernel, evaluate
-from jaxprune._jaxpr.tracing import inputs_of, trace
+from jaxprune._jaxpr.tracing import inputs_of, require_numbers, trace
 from jaxprune._masks import masking, verbs
 from jaxprune.formats import _timing
 from jaxprune.formats._products import Products, products
@@ -110,6 +110,7 @@ def deploy(
       >>> print(choices.leaves[0].path, choices.leaves[0].density)
       first 0.5
     """
+    require_numbers(args)
     inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if _is_abstract(leaf) else leaf, args)
     masked = masking.apply(params, masks)
     used, known = products(trace(fun, masked, *inputs)), Known({})
@@ -151,7 +152,7 @@ def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
         leaves = [
             leaf for leaf in jax.tree.leaves(params, is_leaf=_is_stored) if _is_stored(leaf) or tree.is_array(leaf)
         ]
-        return evaluate(trace(fun, full, *args, kwargs=kwargs), leaves, inputs_of(args, kwargs))
+        return evaluate(trace(fun, full, *args, kwargs=kwargs, symbolic=True), leaves, inputs_of(args, kwargs))
 
     return fast_fun
 

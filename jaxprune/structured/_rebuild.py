@@ -30,7 +30,7 @@ def evaluate(fun: Callable[..., Any], plan: Plan, params: Any, args: Sequence[An
       ValueError: The parameters do not have the plan's small shapes, or the plan does not fit the function.
     """
     full = tree.map_with_path(lambda path, leaf: _full(plan, path, leaf), params)
-    traced = trace(fun, full, *args, kwargs=kwargs)
+    traced = trace(fun, full, *args, kwargs=kwargs, symbolic=True)
     removed: list[np.ndarray] = [np.array([False]), np.array([False])]
     tags: dict[bytes, int] = {}
     given_tags: dict[int, Axes] = {}
@@ -107,10 +107,10 @@ def _check(
             if len(bad):
                 first = f"index {bad[0]} of axis {axis} of '{traced.paths[index]}'"
                 second = _place(traced, leaf_labels, given_tags, forest, int(labels[bad[0]]))
-                raise ValueError(
-                    f"The plan does not treat {first} and {second} alike, which the function ties. "
-                    "Make the plan with `shrink` from a coupling of the same function."
-                )
+                fix = "Make the plan with `shrink` from a coupling of the same function"
+                if labeling.sizes.any:
+                    fix += ", or give arguments whose sizes are numbers: with symbolic ones it indexes other axes"
+                raise ValueError(f"The plan does not treat {first} and {second} alike, which the function ties. {fix}.")
 
 
 def _place(

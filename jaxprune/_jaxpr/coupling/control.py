@@ -37,7 +37,7 @@ def while_loop(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Valu
 def scan(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     """Joins what is carried; leaves that are scanned over may keep other units in each layer."""
     constants, carry, scanned = scan_operands(eqn, operands)
-    length = eqn.params["length"]
+    length = labeling.sizes.of(eqn.params["length"])
     outermost = labeling.scan == 0
     if outermost:
         labeling.scans += 1

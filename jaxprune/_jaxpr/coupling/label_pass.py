@@ -10,6 +10,7 @@ import numpy as np
 from jaxprune._jaxpr.coupling import labels, regroup
 from jaxprune._jaxpr.coupling.forest import Forest
 from jaxprune._jaxpr.coupling.values import Choose, Frame, Labeling, Value, labelled
+from jaxprune._jaxpr.symbols import stand_ins
 from jaxprune._jaxpr.tracing import Traced
 from jaxprune._jaxpr.walker import jaxpr_and_constants, shape_of
 
@@ -38,12 +39,13 @@ def propagate(
       The finished pass, and the labels of each leaf.
     """
     forest = Forest()
-    labeling = Labeling(forest, labels.visit, choose, exact, Frame() if keep else None)
+    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
+    sizes = stand_ins(size for variable in (*jaxpr.constvars, *jaxpr.invars) for size in shape_of(variable))
+    labeling = Labeling(forest, labels.visit, choose, sizes, exact, Frame() if keep else None)
     leaf_labels = [label_leaf(forest, i) for i in range(len(traced.leaves))]
     params = [labels.leaf_value(labeling, i, axes) for i, axes in enumerate(leaf_labels)]
-    jaxpr, constants = jaxpr_and_constants(traced.jaxpr)
     inputs = [
-        _input(forest, name, shape_of(variable))
+        _input(forest, name, sizes.of(shape_of(variable)))
         for name, variable in zip(traced.inputs, jaxpr.invars[len(params) :], strict=True)
     ]
     outputs = labeling.walk(jaxpr, constants, [*params, *inputs])

@@ -24,6 +24,8 @@ from jaxprune._jaxpr.walker import dtype_of, shape_of
 
 # A stacked leaf may reach its scan through these and still keep other units in each layer.
 _KEEPS_LAYERS = ONE_TO_ONE.union(PLAIN_CALLS, ("scan", "transpose", "remat2"))
+# Their own equations are labelled one by one, so they may have symbolic sizes.
+_HOLD_JAXPRS = {*control.RULES, "shard_map"}
 _FOLD: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -54,11 +56,12 @@ def visit(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> Sequence[Value
                 labeling.used.setdefault(operand.leaf.index)
             if labeling.scan == 0 and name not in _KEEPS_LAYERS:
                 labeling.escaped += operand.axes
-    outputs = RULES.get(name, unknown)(labeling, eqn, *operands)
+    view = eqn if name in _HOLD_JAXPRS else labeling.sizes.view(eqn)
+    outputs = RULES.get(name, unknown)(labeling, view, *operands)
     if labeling.scan:
         labeling.inside |= {id(labels): labels for output in outputs for labels in output.axes if any(labels.strides)}
     known = [operand.known for operand in operands if operand.known is not None]
-    if len(known) == len(operands) and (result := integers.evaluate(eqn, known)) is not None:
+    if view is eqn and len(known) == len(operands) and (result := integers.evaluate(eqn, known)) is not None:
         return [outputs[0].replace(known=result)]
     return outputs
 
@@ -316,6 +319,12 @@ def watched(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
     return [labeling.fresh(shape_of(out)) for out in eqn.outvars]
 
 
+def size(labeling: Labeling, eqn: JaxprEqn) -> list[Value]:
+    """`dim_as_value`: a symbolic size as a number, by which means divide."""
+    del labeling
+    return [labelled(()).replace(const=float(eqn.params["dim"]))]
+
+
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **regroup.RULES,
@@ -326,6 +335,7 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **ordering.RULES,
     **dict.fromkeys(("dot_general", "ragged_dot_general"), contract),
     "conv_general_dilated": convolve,
+    "dim_as_value": size,
     "reduce_sum": total,
     **dict.fromkeys(("reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"), reduction),
     **dict.fromkeys(("argmax", "argmin", "reduce"), reduction),

@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 
 from jaxprune._jaxpr.coupling import integers
 from jaxprune._jaxpr.coupling.forest import Forest, Labels
+from jaxprune._jaxpr.symbols import Sizes
 from jaxprune._jaxpr.walker import Rule, source_among, walk
 
 
@@ -173,6 +174,7 @@ class Labeling:
       visit: Labels the outputs of an equation.
       choose: Decides a pending regrouping, given the axes of either side that are not frozen, and on what evidence: the
         indices of the operand's and the result's axis that correspond, or `None` to leave it undecided.
+      sizes: Numbers that stand for symbolic sizes.
       exact: Whether what a sum or a maximum takes in at removed positions must be known.
       frame: Where to keep the values of the jaxpr being walked, if they are to be kept.
       times: Product of the lengths of the enclosing scans.
@@ -192,6 +194,7 @@ class Labeling:
     forest: Forest
     visit: Rule
     choose: Choose
+    sizes: Sizes
     exact: bool = True
     frame: Frame | None = None
     times: int = 1

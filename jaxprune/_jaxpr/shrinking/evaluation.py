@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from jaxprune._jaxpr.coupling.forest import Labels
 from jaxprune._jaxpr.coupling.values import Frame, Holds, Labeling, Value
+from jaxprune._jaxpr.symbols import Shape, is_symbolic
 from jaxprune._jaxpr.walker import Rule, bind, shape_of, walk
 
 
@@ -25,17 +26,34 @@ class Kept:
     """Positions of an axis that stay.
 
     Attributes:
-      indices: `(kept,)`, or `(layers, kept)` where each layer of a scan keeps its own.
+      rows: `(kept,)`, or `(layers, kept)` where each layer of a scan keeps its own.
       size: Width of the whole axis.
+      symbolic: Whether the axis has a symbolic size, and `size` stands for it, as where heads merge with the batch.
     """
 
-    indices: Int[np.ndarray, "..."]
+    rows: Int[np.ndarray, "..."]
     size: int
+    symbolic: bool = False
 
     @property
     def count(self) -> int:
         """How many stay."""
-        return self.indices.shape[-1]
+        return self.rows.shape[-1]
+
+    @property
+    def indices(self) -> Int[np.ndarray, "..."]:
+        """The positions, which have to be numbers."""
+        if self.symbolic:
+            raise ValueError(
+                "Units that have become a part of an axis of symbolic size are needed one by one. Leave them out with "
+                "`protect=`, or give arguments whose sizes are numbers."
+            )
+        return self.rows
+
+    def of(self, width: Any) -> Any:
+        """How many stay of the axis, given its size, which may be symbolic."""
+        divisor = math.gcd(self.count, self.size)
+        return width * (self.count // divisor) // (self.size // divisor)
 
     def others(self) -> Kept:
         """The positions that are removed, as if they were those that stay."""
@@ -132,14 +150,26 @@ class Evaluation:
         """Labels of several operands or results."""
         return [self.value(atom) for atom in atoms]
 
+    def note_symbolic(self, eqn: JaxprEqn) -> None:
+        """Notes which axes of an equation are pruned in part and have symbolic sizes."""
+        for atom in (*eqn.invars, *eqn.outvars):
+            for labels, width in zip(self.value(atom).axes, shape_of(atom), strict=True):
+                kept = self.kept(labels)
+                if kept is not None and not kept.symbolic and is_symbolic([width]):
+                    self._kept[id(labels)] = labels, dataclasses.replace(kept, symbolic=True)
+
+    def view(self, eqn: JaxprEqn) -> JaxprEqn:
+        """An equation with numbers in place of symbolic sizes, as it was labelled; what shrinks has numbers anyway."""
+        return self.labeling.sizes.view(eqn)
+
     def kept_axes(self, atom: Any) -> list[Kept | None]:
         """What stays of each axis of an operand or result."""
         return [] if isinstance(atom, Literal) else [self.kept(labels) for labels in self.frame.values[atom].axes]
 
-    def shape(self, atom: Any) -> tuple[int, ...]:
+    def shape(self, atom: Any) -> Shape:
         """Shape of an operand or result once shrunk."""
         return tuple(
-            width if kept is None else kept.count
+            width if kept is None else kept.of(width)
             for width, kept in zip(shape_of(atom), self.kept_axes(atom), strict=True)
         )
 
@@ -163,30 +193,27 @@ class Evaluation:
     def count_removed(self, labels: Labels) -> int:
         """How many positions of an axis are removed."""
         kept = self.kept(labels)
-        return 0 if kept is None else kept.size - kept.count
+        return 0 if kept is None else kept.size - kept.indices.shape[-1]
 
     def times(self, value: Value, region: Region) -> int:
         """How many removed positions each number of a part stands for."""
         equal = [value.axes[a] for a in region if value.holds[a] is not Holds.VARIED]
         return math.prod(map(self.count_removed, equal))
 
-    def part_shape(self, value: Value, region: Region) -> tuple[int, ...]:
-        """Shape of what a value holds in a region."""
-        shape = []
-        for axis, (labels, holds) in enumerate(zip(value.axes, value.holds, strict=True)):
-            kept = self.kept(labels)
-            if axis in region:
-                shape.append(self.count_removed(labels) if holds is Holds.VARIED else 1)
-            else:
-                shape.append(len(labels) if kept is None else kept.count)
-        return tuple(shape)
+    def part_shape(self, small: Shape, value: Value, region: Region) -> Shape:
+        """Shape of what a value holds in a region, given the shape of its small array."""
+        return tuple(
+            width if axis not in region else self.count_removed(labels) if holds is Holds.VARIED else 1
+            for axis, (width, labels, holds) in enumerate(zip(small, value.axes, value.holds, strict=True))
+        )
 
     def part(self, operand: Any, value: Value, region: Region) -> Any:
         """What an operand holds in a region; the small array itself if that is empty."""
         if not region:
             return kept_of(operand)
         if any(value.holds[axis] is Holds.ZERO for axis in region):
-            return jnp.zeros(self.part_shape(value, region), kept_of(operand).dtype)
+            kept = kept_of(operand)
+            return jnp.zeros(self.part_shape(kept.shape, value, region), kept.dtype)
         if not isinstance(operand, Parted):
             raise ValueError(
                 "The gradient takes in values that are not known where they are removed. Leave these units out with "
@@ -207,10 +234,12 @@ class Evaluation:
         """
         flat = []
         for operand, value, wanted in zip(operands, values, inside, strict=True):
-            flat.append(kept_of(operand))
+            kept = kept_of(operand)
+            flat.append(kept)
             for region in self.regions(wanted):
                 part = self.part(operand, value, tuple(axis + steps for axis in region))
-                flat.append(fitted(part, (*part.shape[:steps], *self.part_shape(wanted, region))))
+                shape = self.part_shape(jnp.shape(kept)[steps:], wanted, region)
+                flat.append(fitted(part, (*part.shape[:steps], *shape)))
         return flat
 
     def unpack(self, flat: Sequence[Any], inside: Sequence[Value], steps: int = 0) -> list[Any]:
@@ -292,13 +321,15 @@ class Evaluation:
                 axes.append(self.removed_from(labels))
             else:
                 removed = self.removed_from(labels)
-                axes.append(dataclasses.replace(removed, indices=removed.indices[..., :1]))
+                axes.append(dataclasses.replace(removed, rows=removed.rows[..., :1]))
         return axes
 
 
 def visit(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]:
     """Applies the rule of an equation and checks the shapes that the labels promise."""
     name = eqn.primitive.name
+    if evaluation.labeling.sizes.any:
+        evaluation.note_symbolic(eqn)
     if name in evaluation.nested:
         outputs = evaluation.nested[name](evaluation, eqn, *operands)
     else:
@@ -331,12 +362,12 @@ def _with_parts(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], 
     @functools.cache
     def part(region: Region) -> Any:
         array = evaluation.parts[eqn.primitive.name](evaluation, eqn, operands, index, region)
-        return fitted(array, evaluation.part_shape(value, region))
+        return fitted(array, evaluation.part_shape(kept.shape, value, region))
 
     return Parted(kept, part)
 
 
-def fitted(array: Any, shape: tuple[int, ...]) -> Any:
+def fitted(array: Any, shape: Shape) -> Any:
     """An array that is equal along some axes, with one position or all of them there."""
     for axis, width in enumerate(shape):
         if width == 1 < array.shape[axis]:

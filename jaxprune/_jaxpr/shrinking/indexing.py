@@ -56,7 +56,7 @@ def _positions(kept: Kept | None, wanted: np.ndarray) -> np.ndarray:
 def gather(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, indices: Any) -> Sequence[Any]:
     """Whole slices of smaller axes; of an axis that is read at known positions those that stay."""
     kept_in = evaluation.kept_axes(eqn.invars[0])
-    known = read_at(eqn, evaluation.value(eqn.invars[1]))
+    known = read_at(evaluation.view(eqn), evaluation.value(eqn.invars[1]))
     if known is not None and kept_in[known.axis] is not None:
         wanted = known.positions[_kept_along(evaluation, eqn.outvars[0], known)]
         taken = evaluation.take_axis(operand, _positions(kept_in[known.axis], wanted), known.axis)
@@ -72,7 +72,7 @@ def _kept_along(evaluation: Evaluation, atom: Any, known: Known) -> np.ndarray:
 
 def scatter(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, indices: Any, updates: Any) -> Sequence[Any]:
     """Whole slices of smaller axes; known positions are written where they are now."""
-    known = written_at(eqn, evaluation.value(eqn.invars[1]))
+    known = written_at(evaluation.view(eqn), evaluation.value(eqn.invars[1]))
     if known is None or not _shrinks(evaluation, eqn, eqn.invars[2], known):
         return bind(eqn, operand, indices, updates)
     updates = jnp.moveaxis(updates, known.along, known.axis)
@@ -103,7 +103,8 @@ def _written(evaluation: Evaluation, eqn: JaxprEqn, atom: Any, known: Known, ope
 def dynamic_slice(evaluation: Evaluation, eqn: JaxprEqn, operand: Any, *starts: Any) -> Sequence[Any]:
     """Whole slices of smaller axes; of an axis that is cut at a known place the positions that stay."""
     values = [evaluation.value(atom) for atom in eqn.invars[1:]]
-    for axis, start in starts_of(eqn, eqn.params["slice_sizes"], values).items():
+    view = evaluation.view(eqn)
+    for axis, start in starts_of(view, view.params["slice_sizes"], values).items():
         kept = evaluation.kept_axes(eqn.invars[0])[axis]
         if start is not None and kept is not None:
             chosen = _indices(evaluation.kept_axes(eqn.outvars[0])[axis], eqn.params["slice_sizes"][axis])
@@ -115,7 +116,7 @@ def dynamic_update_slice(
     evaluation: Evaluation, eqn: JaxprEqn, operand: Any, update: Any, *starts: Any
 ) -> Sequence[Any]:
     """Whole slices of smaller axes; known positions are written where they are now."""
-    known = updated_at(eqn, [evaluation.value(atom) for atom in eqn.invars[2:]])
+    known = updated_at(evaluation.view(eqn), [evaluation.value(atom) for atom in eqn.invars[2:]])
     if known is None or not _shrinks(evaluation, eqn, eqn.invars[1], known):
         return bind(eqn, operand, update, *starts)
     return [_written(evaluation, eqn, eqn.invars[1], known, operand, update)]

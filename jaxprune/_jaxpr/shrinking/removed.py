@@ -7,6 +7,7 @@ primitive on other arrays, so that derivatives pass too.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxprune._jaxpr.primitives import ELEMENTWISE, GENERATED, ORDERED, UNCHANGE
 from jaxprune._jaxpr.shrinking.evaluation import Evaluation, Part, Region, kept_of
 from jaxprune._jaxpr.shrinking.indexing import cut
 from jaxprune._jaxpr.shrinking.rules import padded
+from jaxprune._jaxpr.symbols import Shape
 from jaxprune._jaxpr.walker import bind, shape_of
 
 
@@ -64,7 +66,13 @@ def broadcast(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], in
     sources = {out: axis for axis, out in enumerate(eqn.params["broadcast_dimensions"]) if before[axis] == after[out]}
     inner = tuple(sorted(sources[axis] for axis in region if axis in sources))
     part = evaluation.part(operands[0], evaluation.value(eqn.invars[0]), inner)
-    return bind(eqn, part, shape=evaluation.part_shape(evaluation.value(eqn.outvars[0]), region))[0]
+    return bind(eqn, part, shape=_shape_in(evaluation, eqn, region))[0]
+
+
+def _shape_in(evaluation: Evaluation, eqn: JaxprEqn, region: Region) -> Shape:
+    """Shape of what the only result holds in a region."""
+    (out,) = eqn.outvars
+    return evaluation.part_shape(evaluation.shape(out), evaluation.value(out), region)
 
 
 def tile(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: int, region: Region) -> Any:
@@ -92,14 +100,14 @@ def _without(rank: int, gone: Collection[Any]) -> list[int]:
 def reshape(evaluation: Evaluation, eqn: JaxprEqn, operands: Sequence[Any], index: int, region: Region) -> Any:
     """Where axes are regrouped, what is equal along one of them is repeated for the others."""
     value = evaluation.value(eqn.invars[0])
-    wanted = evaluation.part_shape(evaluation.value(eqn.outvars[0]), region)
+    wanted = _shape_in(evaluation, eqn, region)
     runs: list[tuple[int, list[int], int]] = []
-    for left, right in factors(shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])):
+    for left, right in factors(*(tuple(map(len, evaluation.value(x).axes)) for x in (eqn.invars[0], eqn.outvars[0]))):
         if any(axis in region for axis in right):
             (axis,) = (a for a in left if evaluation.kept(value.axes[a]) is not None)
-            runs.append((axis, left, int(np.prod([wanted[a] for a in right]))))
+            runs.append((axis, left, math.prod(wanted[a] for a in right)))
     part = evaluation.part(operands[0], value, tuple(axis for axis, _, _ in runs))
-    beside = {axis: size // int(np.prod([part.shape[a] for a in left if a != axis])) for axis, left, size in runs}
+    beside = {axis: size // math.prod(part.shape[a] for a in left if a != axis) for axis, left, size in runs}
     return bind(eqn, _widened(part, beside), new_sizes=wanted)[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,10 +92,13 @@ def divide(evaluation: Evaluation, eqn: JaxprEqn, top: Any, bottom: Any) -> Sequ
     if evaluation.small:
         summed, count = evaluation.value(eqn.invars[0]).summed, evaluation.value(eqn.invars[1]).const
         counts = [(len(labels), evaluation.kept(labels)) for labels in summed]
-        full = np.prod([n for n, _ in counts])
-        left = np.prod([n if kept is None else kept.count for n, kept in counts])
+        full = math.prod(n for n, _ in counts)
+        left = math.prod(n if kept is None else kept.count for n, kept in counts)
         if counts and full != left and count is not None and 0 <= full - count <= 1:
-            bottom = jnp.full_like(bottom, left - (full - count))
+            less = full - count
+            # Where sizes are symbols, these numbers only have the right ratio.
+            symbolic = evaluation.labeling.sizes.any
+            bottom = (bottom + less) * left / full - less if symbolic else jnp.full_like(bottom, left - less)
     return bind(eqn, top, bottom)
 
 
@@ -197,13 +201,11 @@ def scan(evaluation: Evaluation, eqn: JaxprEqn, *operands: Any) -> Sequence[Any]
         n = len(carry)
         return here.pack(outputs[:n], results[:n], carry), here.pack(outputs[n:], results[n:], results[n:])
 
-    length = eqn.params["length"]
-    steps = (jnp.arange(length, dtype=jnp.int32), evaluation.pack(scanned, of_scanned, slices, steps=1))
+    steps = (jnp.arange(eqn.params["length"], dtype=jnp.int32), evaluation.pack(scanned, of_scanned, slices, steps=1))
     last, stacked = lax.scan(
         body,
         evaluation.pack(first, of_first, carry),
         steps,
-        length=length,
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
     )
