@@ -9,6 +9,8 @@ from jax import export
 from zoo.case import compare, unit_masks
 
 import jaxprune
+from jaxprune.formats import StoredKernel, Strips
+from jaxprune.formats._deploy import deployed_fun
 
 
 def _array(*shape, seed=0):
@@ -151,3 +153,11 @@ def test_a_gradient_through_a_custom_vjp_needs_numbers():
     np.testing.assert_allclose(program({}, x), square(x).sum())
     with pytest.raises(ValueError, match="custom_vjp"):
         jax.grad(program, argnums=1)({}, x)
+
+
+def test_a_deployed_function_is_closed():
+    kernel = jnp.where(jnp.arange(64) % 8 == 0, _array(64, 64), 0)
+    params = {"kernel": StoredKernel(Strips.of(kernel, kernel != 0, block=(1, 1)), summed=0)}
+    program = jaxprune.closed(deployed_fun(lambda params, x: x @ params["kernel"]), params, _sizes("b, 64"))
+    x = _array(3, 64, seed=1)
+    compare(program(params, x), x @ kernel, 1e-5)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune._arrays import tree
-from jaxprune._jaxpr.replay import replay
+from jaxprune._jaxpr.programs import as_function
 from jaxprune._jaxpr.symbols import Sizes, is_symbolic, solved
 from jaxprune._jaxpr.tracing import inputs_of, options_of, trace
 from jaxprune.typing import Params
@@ -46,20 +46,20 @@ def closed(
     """
     traced = trace(fun, params, *args, kwargs=kwargs, symbolic=True)
     names = (*(f"'{path}'" for path in traced.paths), *(f"argument '{path}'" for path in traced.inputs))
-    program, outputs = traced.jaxpr, traced.structure
+    jaxpr, outputs = traced.jaxpr, traced.structure
     structure, others = _rest(params, args, dict(kwargs or {}))
 
-    def replayed(params: Params, *args: Any, **kwargs: Any) -> Any:
+    def program(params: Params, *args: Any, **kwargs: Any) -> Any:
         if _rest(params, args, kwargs) != (structure, others):
             raise ValueError(
                 "The function was closed for arguments of another structure, or other values of what is no array; got "
                 f"{tree.kinds((params, args, kwargs))}. Close it for these."
             )
         given = [*inputs_of((params,)), *inputs_of(args, kwargs)]
-        sizes = _fitted(names, program.in_avals, [jax.typeof(array) for array in given])
-        return jax.tree.unflatten(outputs, replay(program, sizes)(*map(jnp.asarray, given)))
+        sizes = _fitted(names, jaxpr.in_avals, [jax.typeof(array) for array in given])
+        return jax.tree.unflatten(outputs, as_function(jaxpr, sizes)(*map(jnp.asarray, given)))
 
-    return replayed
+    return program
 
 
 def _rest(*call: Any) -> tuple[Any, list[Any]]:

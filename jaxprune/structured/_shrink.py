@@ -29,9 +29,9 @@ def shrink(
     """Removes every unit whose slices are all masked.
 
     The small function computes what `fun(apply(params, masks), *args)` does, at any batch size, under `jit`, `grad`,
-    `vmap` and `jax.export`; jit it, since each call traces `fun` anew. Other masked weights stay, as zeros. At least
-    one unit of each group stays. After `couple(..., semantics="small")` means and variances over a pruned axis divide
-    by what is left of it instead.
+    `vmap` and `jax.export`, with symbolic sizes too. Jit it, since each call traces `fun` anew; `closed` makes a
+    program of it that never does. Other masked weights stay, as zeros. At least one unit of each group stays. After
+    `couple(..., semantics="small")` means and variances over a pruned axis divide by what is left of it instead.
 
     Args:
       fun: The model, `fun(params, *args)`, as given to `couple`.

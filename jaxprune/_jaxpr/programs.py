@@ -17,7 +17,7 @@ from jaxprune._jaxpr.walker import bind, dtype_of, jaxpr_and_constants, shape_of
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 
-def replay(program: ClosedJaxpr, sizes: Sizes) -> Callable[..., Sequence[Any]]:
+def as_function(program: ClosedJaxpr, sizes: Sizes) -> Callable[..., Sequence[Any]]:
     """A traced program as a function of flat arrays.
 
     Args:
