@@ -57,7 +57,7 @@ _KERNEL = re.compile(r"w\d*|(.*_)?(kernel|weight|weights)(_.*|\d*)")
 def _is_kernel(path: str, leaf: Any) -> bool:
     if not tree.is_floating(leaf) or leaf.ndim < 2:
         return False
-    name = path.rpartition("/")[2]
+    name = re.split("[/.]", path.removesuffix("/data_array"))[-1]  # an array with named axes is one level deeper
     if name == "weight_g" and "weight_v" in getattr(path, "siblings", ()):
         return False
     if _BIAS.fullmatch(name) or (re.fullmatch(r"b\d*", name) and _is_beside_a_kernel(path)):
@@ -74,12 +74,12 @@ def _is_beside_a_kernel(path: str) -> bool:
 is_kernel = Filter(_is_kernel)
 """Floating-point leaves with two axes or more that are no biases: what strategies prune unless told otherwise.
 
-Biases, and the scales and offsets of norms, are known by the last part of their path, whatever their rank: `bias`,
-`scale`, `offset`, `gamma` or `beta`, alone or between underscores as in `in_proj_bias`; `b` beside a `w`; and the
-magnitudes `weight_g` beside a `weight_v`. A leaf of three axes or more of which one alone is longer than 1, such as
-`(channels, 1, 1)`, is a bias too unless it is called a kernel. Embeddings and position tables are matrices like any
-other, and are picked: leave them out by name, as with `is_kernel & ~named("embed")`. Where the model is at hand,
-`layout(fun, params, *args).is_kernel` goes by what it multiplies with. `jaxprune.summary` says what was picked.
+Biases, and the scales and offsets of norms, are known by the last part of their path, behind a `/` or `.`, whatever
+their rank: `bias`, `scale`, `offset`, `gamma` or `beta`, alone or between underscores as in `in_proj_bias`; `b` beside
+a `w`; and the magnitudes `weight_g` beside a `weight_v`. A leaf of three axes or more of which one alone is longer than
+1, such as `(channels, 1, 1)`, is a bias too unless it is called a kernel. Embeddings and position tables are matrices
+like any other, and are picked: leave them out by name, as with `is_kernel & ~named("embed")`. Where the model is at
+hand, `layout(fun, params, *args).is_kernel` goes by what it multiplies with. `jaxprune.summary` says what was picked.
 """
 
 

@@ -177,12 +177,12 @@ def test_measures_of_nothing_are_numbers():
 KERNELS = {
     "kernel": (64, 1), "w": (3, 3), "dense/kernel": (1, 1), "conv/kernel": (1, 1, 1, 16), "0": (1, 8),
     "layers/0/weight": (8, 1, 1, 1), "embedding": (100, 8), "stack/w1": (4, 8, 8), "wte": (5, 6), "1/2": (3, 3, 4, 5),
-    "lora_b": (4, 8), "B": (4, 8), "attention/query/kernel": (8, 2, 4),
+    "lora_b": (4, 8), "B": (4, 8), "attention/query/kernel": (8, 2, 4), "bias.kernel": (4, 8), "w/data_array": (4, 8),
 }  # fmt: skip
 BIASES = {
     "bias": (8, 1, 1), "b": (2, 4), "layers/bias": (12, 8), "attention/query/bias": (2, 4), "b1": (3, 8),
     "0/1": (8, 1, 1), "in_proj_bias": (3, 24), "bias_ih": (2, 8), "norm/scale": (12, 8), "norm/offset": (12, 8),
-    "gamma": (4, 8), "k": (1, 8, 1),
+    "gamma": (4, 8), "k": (1, 8, 1), "attention.query.bias": (2, 4), "query/AddBias.bias/data_array": (2, 8),
 }  # fmt: skip
 
 

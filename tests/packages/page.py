@@ -17,9 +17,9 @@ Models of other packages, in small configurations with random weights, as the te
 - `layout` gives every kernel's inputs, `calibrate` measures each, and `sparsegpt` prunes each 2:4 along them;
 - `macs` counts every product.
 
-"Removed" is the share of parameters that went. "Stays" is what `couple` keeps whole beside what it keeps in every model: the axes of
-arguments and outputs, the taps of convolutions, the rows of a table that are looked up, axes of one, and the step axis of a scan. The
-reasons are those that `print(coupling)` gives.
+"Removed" is the share of parameters that went. "Stays" is what `couple` keeps whole beside what it keeps in every
+model: the axes of arguments and outputs, the taps of convolutions, the rows of a table that are looked up, axes of one,
+and the axis that a scan steps along. The reasons are those that `print(coupling)` gives.
 
 Made with {versions}, by
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from zoo.case import integers
 
-from packages.case import MARKS, Model, check
+from packages.case import MARKS, OUTPUT, TABLE, Model, check
 
 pytestmark = MARKS
 
@@ -49,9 +49,27 @@ def _neox():
     return _built(lambda key: gpt_neox.build_gpt_neox_transformer(config, key))
 
 
+_HEAD = {**TABLE, r"lm_head.weights/data_array\[1\]": OUTPUT}
+
 MODELS = {
-    "llama": Model("Llama, named axes", "penzai", _llama, 0.6, {}, {}),
-    "neox": Model("GPT-NeoX, layers in a scan", "penzai", _neox, 0.6, {}, {}),
+    "llama": Model(
+        "Llama, named axes",
+        "penzai",
+        _llama,
+        0.7,
+        _HEAD,
+        {r"(query|key|value|linear|lm_head).weights": 0, r"attention/output.weights": 2},
+        ("embeddings",),
+    ),
+    "neox": Model(
+        "GPT-NeoX, named axes, layers in a scan",
+        "penzai",
+        _neox,
+        0.7,
+        {**_HEAD, r"blocks/.*\[0\]": "'scan' steps along it"},
+        {r"(query|key|value|mlp/(in|out))/Linear": 1, r"attention/output/Linear": 2, r"lm_head": 0},
+        (r"embeddings|(scale|shift|bias)\b",),
+    ),
 }
 
 

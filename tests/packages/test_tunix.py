@@ -75,7 +75,7 @@ MODELS = {
             use_post_attn_norm=True,
             use_post_ffw_norm=True,
             attn_logits_soft_cap=50.0,
-        ),  # fmt: skip
+        ),
         0.7,
         {**TABLE, **_PAIR},
         _GEMMA_SUMMED,
@@ -93,7 +93,7 @@ MODELS = {
             enable_moe=True,
             expert_dim=8,
             moe_dense_hidden_dim=12,
-        ),  # fmt: skip
+        ),
         0.7,
         {
             **TABLE,

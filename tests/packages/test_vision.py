@@ -43,8 +43,9 @@ MODELS = {
     "vit": Model(
         "ViT with registers",
         "equimo",
-        lambda: _equimo("vit", "VisionTransformer", 8, img_size=8, dim=16, patch_size=4, num_heads=[2], depths=[2],
-                        reg_tokens=1),
+        lambda: _equimo(
+            "vit", "VisionTransformer", 8, img_size=8, dim=16, patch_size=4, num_heads=[2], depths=[2], reg_tokens=1
+        ),
         0.6,
         {**_PLAIN, **_HEAD, **_FIRST, r"global_pos_embed/weight\[0\]": "slides"},
         _SUMMED,
@@ -62,8 +63,18 @@ MODELS = {
     "vssd": Model(
         "VSSD, state space and attention",
         "equimo",
-        lambda: _equimo("vssd", "Vssd", 16, img_size=16, dim=16, d_state=8, patch_size=4, depths=[1, 1],
-                        num_heads=[2, 4], attentions_layers=("mamba2mixer", "attention")),
+        lambda: _equimo(
+            "vssd",
+            "Vssd",
+            16,
+            img_size=16,
+            dim=16,
+            d_state=8,
+            patch_size=4,
+            depths=[1, 1],
+            num_heads=[2, 4],
+            attentions_layers=("mamba2mixer", "attention"),
+        ),
         0.6,
         {**_PLAIN, **_HEAD, **_FIRST},
         _SUMMED,
@@ -83,11 +94,16 @@ MODELS = {
         "dm-haiku",
         lambda: _haiku("ResNet", (1, 1, 1, 1), 3, resnet_v2=True, channels_per_group=(8, 8, 16, 16)),
         0.6,
-        {r"w\[[01]\]": TAPS, r"initial_conv/w\[2\]": INPUT, r"logits/(w\[1\]|b)": OUTPUT, r"(scale|offset|average|hidden)\[[012]\]": f"{ONE}|slides"},
+        {
+            r"w\[[01]\]": TAPS,
+            r"initial_conv/w\[2\]": INPUT,
+            r"logits/(w\[1\]|b)": OUTPUT,
+            r"(scale|offset|average|hidden)\[[012]\]": f"{ONE}|slides",
+        },
         {r"conv.*/w": 2, r"logits/w": 0},
         (r"scale|offset|average|hidden",),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
