@@ -103,7 +103,14 @@ CLAIMS = {
         "a pass keeps it, whatever the marks are": ["test_host_and_counting_agree_on_any_data"],
         "either exactly `keep` scores reach `low`": ["test_host_and_counting_agree_on_any_data"],
     },
+    "docs/export.md": {
+        "A small function is an ordinary JAX function, so whatever takes one takes the small model": [
+            "test_model_of_the_zoo_at_a_batch_of_any_size",
+            "test_traced_at_batch_two_it_runs_at_others_under_every_transformation",
+        ],
+    },
     "docs/shrink.md": {
+        "is a program that never does": ["test_the_code_of_the_model_no_longer_runs"],
         "`small` runs at any batch size and under `jit`, `grad`, `vmap`": [
             "test_traced_at_batch_two_it_runs_at_others_under_every_transformation"
         ],
