@@ -245,7 +245,8 @@ def pad(labeling: Labeling, eqn: JaxprEqn, operand: Value, fill: Value) -> list[
         else:
             labeling.forest.freeze(labels, "'pad' cuts it or spaces it out")
             width = max(0, low + high + len(labels) + inner * max(0, len(labels) - 1))
-            axes.append(labeling.forest.frozen(width, "'pad' cuts it or spaces it out"))
+            why = labeling.forest.why(int(labels[0])) if len(labels) else "'pad' makes it"
+            axes.append(labeling.forest.frozen(width, why))
             holds.append(Holds.UNKNOWN)
     return [labelled(axes, holds)]
 
