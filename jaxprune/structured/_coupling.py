@@ -286,9 +286,12 @@ def _tell_apart(
     stacked = np.zeros(len(signature), bool)
     for key, units in units_of.items():
         stacked[units] = _stack(labeling, places_of[key], escaped, units) is not None
-    for place, labels in enumerate(labeling.inside.values(), start=len(roots)):
-        unique, counts = np.unique(labeling.forest.find(labels), return_counts=True)
-        signature[unique] += np.where(stacked[unique], _hash(place, counts), np.uint64(0))
+    # Most axes of a body have the same positions as others.
+    distinct = {found.tobytes(): found for found in map(labeling.forest.find, labeling.inside.values())}
+    for place, found in enumerate(distinct.values(), start=len(roots)):
+        if stacked[found].any():
+            unique, counts = np.unique(found, return_counts=True)
+            signature[unique] += np.where(stacked[unique], _hash(place, counts), np.uint64(0))
 
 
 def _places(
