@@ -313,3 +313,25 @@ def test_a_coupling_without_units_cannot_be_pruned():
         ValueError, match=r"has no units that could go: 'kernel' axis 0, axis 1 of argument 0, joined by"
     ):
         jaxprune.slim(params, 0.5, coupling=coupling)
+
+
+def test_what_no_output_needs_keeps_nothing_whole():
+    """A mask made of the shape of an activation; the rest of what a function returns; in loops and calls too."""
+
+    @jax.jit
+    def both(x):
+        return jnp.tanh(x), jnp.sort(x, axis=-1)
+
+    def block(x, p):
+        steps = jnp.arange(x[..., 0].shape[-1])
+        x = jnp.where(steps[:, None] > 0, both(x)[0] @ p["up"] @ p["down"], x)
+        x[:, :1] @ x[:, :1].T
+        return x, None
+
+    def fun(p, x):
+        return jax.lax.scan(jax.checkpoint(block), x @ p["first"], p["layers"])[0] @ p["last"]
+
+    layers = kernels(up=(2, 8, 6), down=(2, 6, 8))
+    coupling = couple(fun, {**kernels(first=(3, 8), last=(8, 2)), "layers": layers}, floats(4, 3))
+    assert [(group.name, group.width) for group in coupling.groups] == [("first", 8), ("layers/up", 6)]
+    assert coupling.macs() == 4 * (3 * 8 + 2 * 2 * 8 * 6 + 8 * 2)

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
+from jax.interpreters import partial_eval
 
 from jaxprune._arrays import checks, tree
 from jaxprune._jaxpr.symbols import is_symbolic
@@ -26,7 +27,8 @@ class Traced:
     """A traced call `fun(params, *args)`.
 
     Attributes:
-      jaxpr: Its inputs are the array leaves of `params`, then those of `args`.
+      jaxpr: Its inputs are the array leaves of `params`, then those of `args`. What no output needs is left out, as
+        compilers do.
       paths: Path of each parameter leaf.
       leaves: The parameter leaves as given.
       inputs: Path of each input leaf, "0/images" for the first argument's.
@@ -78,7 +80,7 @@ def trace(
 
     jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
     return Traced(
-        jaxpr=jaxpr,
+        jaxpr=_living(jaxpr),
         paths=tuple(_names(params)),
         leaves=tuple(leaves),
         inputs=(*_names(args), *_names(dict(kwargs or {}))),
@@ -95,6 +97,12 @@ def require_numbers(args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
                 f"Argument '{path}' has the symbolic shape {tuple(leaf.shape)}; expected numbers. Give an example: "
                 "a shrunk or deployed function then runs at any size, and is exported with symbolic ones."
             )
+
+
+def _living(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """Without the equations that no output needs, such as an activation of which only the shape was read."""
+    alive, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
+    return ClosedJaxpr(alive, jaxpr.consts)
 
 
 def _names(values: Any) -> list[str]:

@@ -51,7 +51,8 @@ def _line(row: dict[str, Any]) -> str:
 def _kept(reasons: dict[str, int]) -> str:
     """How many axes stay for each reason, apart from the usual ones."""
     counts = collections.Counter[str]()
-    for reason, count in reasons.items():
+    for stated, count in reasons.items():
+        reason = re.sub(r", joined by .*| at \S+\.py.*", "", stated)  # a line of a package says nothing to the reader
         if not re.fullmatch(_USUAL, reason):
             counts[reason.replace("'", "`")] += count
     return "; ".join(f"{reason} ({count})" for reason, count in counts.items()) or "–"

@@ -8,7 +8,7 @@ from flax import nnx
 from zoo.case import floats, integers
 
 from packages import build
-from packages.case import INPUT, MARKS, OUTPUT, TABLE, Model, check
+from packages.case import INPUT, MARKS, ONE, OUTPUT, TABLE, Model, check
 
 pytestmark = MARKS
 
@@ -59,7 +59,7 @@ class Layer(nnx.Module):
         self.up, self.down = nnx.Linear(16, 24, rngs=rngs), nnx.Linear(24, 16, rngs=rngs)
 
     def __call__(self, x):
-        mask = nnx.make_causal_mask(x[..., 0])
+        mask = nnx.make_causal_mask(x[..., 0])  # which reads its shape alone
         x = x + self.attention(self.first(x), mask=mask)
         return x + self.down(nnx.gelu(self.up(self.second(x))))
 
@@ -84,7 +84,7 @@ MODELS = {
         "flax",
         lambda: build.linen(Translator(), integers(2, 5), integers(2, 5)),
         0.5,
-        {r"Dense_0/(kernel\[1\]|bias)": OUTPUT, r"i\w/kernel\[0\]": "one_hot|iota|eq"},
+        {r"Dense_0/(kernel\[1\]|bias)": OUTPUT},
         {r"kernel": 0},
     ),
     "classifier": Model(
@@ -92,7 +92,7 @@ MODELS = {
         "flax",
         lambda: build.linen(Classifier(), integers(2, 5)),
         0.5,
-        {**TABLE, r"head/(kernel\[1\]|bias)": OUTPUT},
+        {**TABLE, r"head/(kernel\[1\]|bias)": OUTPUT, r"energy/kernel\[1\]": ONE},
         {r"kernel": 0},
         ("embed",),
     ),
@@ -110,8 +110,8 @@ MODELS = {
         lambda: build.nnx(Decoder, integers(2, 6), call=lambda model, tokens: model(tokens)),
         0.6,
         {**TABLE, r"layers/.*\[0\]": "'scan' steps along it"},
-        {},
-        (),
+        {r"layers/(attention/(query|key|value)|up|down)/kernel|embed": 1, r"attention/out/kernel": 2},
+        (r"bias|scale|positions",),
     ),
 }
 
