@@ -203,14 +203,7 @@ def test_every_rule_of_a_shape_has_a_rule_of_labels():
 def test_what_is_labelled_as_known_at_removed_positions_can_be_computed_there():
     """Convolutions, scatters, products of groups, factors and collectives say that it is 0 or that it is not known."""
     without = set(labels.RULES) - set(shrinking.NESTED) - set(removed.PARTS)
-    without -= {
-        *collectives.RULES,
-        "psum",
-        "pmax",
-        "pmin",
-        "ragged_dot_general",
-        "dim_as_value",
-    }  # the last has no axes
+    without -= {*collectives.RULES, "psum", "pmax", "pmin", "ragged_dot_general"}
     without -= {name for name, rule in labels.RULES.items() if rule in (ordering.matrices, labels.watched)}
     without -= {"dim_as_value"}  # a number, which has no positions
     assert {name for name in without if not name.startswith("scatter")} == {"conv_general_dilated"}
