@@ -109,7 +109,7 @@ MODELS = {
         "flax",
         lambda: build.nnx(Decoder, integers(2, 6), call=lambda model, tokens: model(tokens)),
         0.6,
-        {**TABLE, r"layers/.*\[0\]": "'scan' steps along it"},
+        {**TABLE, r"layers/.*\[0\]": "'scan' steps along it", r"positions\[0\]": INPUT},
         {r"layers/(attention/(query|key|value)|up|down)/kernel|embed": 1, r"attention/out/kernel": 2},
         (r"bias|scale|positions",),
     ),

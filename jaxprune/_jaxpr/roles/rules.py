@@ -301,7 +301,11 @@ def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Va
     numbers = eqn.params["dimension_numbers"]
     found.end("it says where 'gather' reads", index)
     before, sizes = shape_of(eqn.invars[0]), eqn.params["slice_sizes"]
-    one = [a for a in numbers.start_index_map if sizes[a] == 1 and (before[a] > 1 or a in numbers.collapsed_slice_dims)]
+    one = [
+        int(a)
+        for a in numbers.start_index_map
+        if sizes[a] == 1 and (before[a] > 1 or a in numbers.collapsed_slice_dims)
+    ]
     whole = all(size == width for a, (size, width) in enumerate(zip(sizes, before, strict=True)) if a not in one)
     many = len(shape_of(eqn.invars[1])) > 1
     known = operand and whole and not numbers.operand_batching_dims
