@@ -138,3 +138,26 @@ def test_a_shrunk_function_passes_keyword_arguments_on():
 def test_a_keyword_of_the_model_among_the_options_is_shown_its_place(call):
     with pytest.raises(TypeError, match=r"has no option `train`\. If the model .* `kwargs=\{'train': False\}`"):
         call(train=False)
+
+
+def with_state(variables, x):
+    """A batch norm that keeps two averages, of which it reads one, and a generator of random numbers."""
+    params, state = variables["params"], variables["state"]
+    hidden = jax.nn.relu((x @ params["first"] - state["norm"]["average"]) * params["scale"])
+    return hidden @ params["second"], {**state, "rng": {"seed": state["rng"]["seed"] + jnp.uint32(1)}}
+
+
+@pytest.mark.rank_promotion
+def test_state_that_is_only_passed_on_goes_with_what_is_beside_it():
+    state = {"norm": {"average": jnp.zeros(8), "hidden": jnp.ones(8)}, "rng": {"seed": jnp.zeros(2, jnp.uint32)}}
+    variables = {"params": {**PARAMS, "scale": jnp.arange(1.0, 9.0)}, "state": state}
+    coupling = jaxprune.couple(with_state, variables, X)
+    (group,) = coupling.groups
+    assert {member.path for member in group.members} >= {"state/norm/average", "state/norm/hidden"}
+    assert coupling.frozen["state/rng/seed", 0] == "integers, which nothing else is tied to"
+    masks = jaxprune.slim(variables, 0.5, coupling=coupling)
+    small, small_variables, _ = jaxprune.shrink(with_state, variables, masks, coupling)
+    logits, after = small(small_variables, X)
+    np.testing.assert_allclose(logits, with_state(jaxprune.apply(variables, masks), X)[0], rtol=1e-5)
+    assert after["norm"]["hidden"].shape == (4,)
+    np.testing.assert_array_equal(after["rng"]["seed"], [1, 1])

@@ -197,6 +197,7 @@ def _summarise(
     signature[forest.reason[: forest.size] != 0] = 0
     escaped = _escaped(labeling)
     _tell_apart(labeling, roots, signature, escaped)
+    _keep_integers(traced, forest, roots, signature)
     units_of = _units(signature)
     read_order = {index: position for position, index in enumerate(labeling.used)}
     places_of = _places(roots, signature, units_of)
@@ -239,6 +240,18 @@ def _summarise(
         ),
     )
     return coupling, reasons
+
+
+def _keep_integers(
+    traced: Traced, forest: Forest, roots: Mapping[tuple[int, int], np.ndarray], signature: np.ndarray
+) -> None:
+    """Freezes units that no floating leaf has a part in, such as the state of a generator of random numbers."""
+    weighed = np.zeros(len(signature), bool)
+    for (index, _), found in roots.items():
+        weighed[found] |= not jax.numpy.issubdtype(traced.leaves[index].dtype, jax.numpy.integer)
+    of_integers = np.flatnonzero((signature != 0) & ~weighed).astype(np.int32)
+    forest.freeze(of_integers, "integers, which nothing else is tied to")
+    signature[of_integers] = 0
 
 
 def _divided(

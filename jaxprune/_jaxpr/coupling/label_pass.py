@@ -59,7 +59,8 @@ def propagate(
             else:
                 forest.freeze(axis_labels, f"axis {axis} of output '{name}'" if name else f"axis {axis} of the output")
         labeling.escaped += value.axes
-    _join_unread(traced, labeling, leaf_labels, updated.values())
+    passed_on = {i for o, i in updated.items() if jaxpr.outvars[o] is jaxpr.invars[i]}
+    _join_unread(traced, labeling, leaf_labels, {*updated.values()} - passed_on)
     regroup.decide_pending(labeling)
     return labeling, leaf_labels
 
@@ -99,7 +100,10 @@ def updated_leaves(traced: Traced, *, stacked: bool = False) -> dict[int, int]:
 
 
 def _join_unread(traced: Traced, labeling: Labeling, leaf_labels: Sequence[Axes], updated: Collection[int]) -> None:
-    """Leaves that the program never reads live and die with the leaf of the same shape and most similar path."""
+    """Leaves that the program never reads live and die with the leaf of the same shape and most similar path.
+
+    Those that it returns with new values are tied by these; those that it only passes on are not.
+    """
     for index in range(len(traced.leaves)):
         if index in labeling.used or index in updated:
             continue
