@@ -403,6 +403,9 @@ row("shrink", lambda: jaxprune.shrink(fun, PARAMS, WRONG_MASK, coupling()), Valu
 row("shrink", lambda: jaxprune.shrink(fun, PARAMS, 0.5, coupling()), ValueError, "masks must have the structure")
 row("shrink_fun", lambda: jaxprune.shrink_fun(fun, None), TypeError, "plan")
 row("shrink_fun", lambda: jaxprune.shrink_fun(0.5, jaxprune.Plan({})), TypeError, "`fun` must be a function")
+row("closed", lambda: jaxprune.closed(0.5, PARAMS, X), TypeError, "`fun` must be a function")
+row("closed", lambda: jaxprune.closed(fun, PARAMS, X)(PARAMS, X[:, :2]), ValueError, "Close it for such arguments")
+row("closed", lambda: jaxprune.closed(fun, PARAMS, X)(PARAMS), ValueError, "Close it for these")
 row("structured.resized", lambda: structured.resized(PARAMS, None), TypeError, "`plan` must come from `shrink`")
 row(
     "structured.resized",
