@@ -31,14 +31,20 @@ def pytest_report_header():
 
 
 def pytest_addoption(parser):
-    """Adds `--quick`."""
+    """Adds `--quick` and `--optimized`."""
     parser.addoption("--quick", action="store_true", help="one case of each test of `tests/`, without those of a whole")
+    parser.addoption("--optimized", action="store_true", help="compile with LLVM's optimizations, as users do")
 
 
 def pytest_configure(config):
-    """Under `--quick`, compiles without optimization and keeps what was compiled for the next time."""
+    """Compiles without LLVM's optimizations; under `--quick`, keeps what was compiled for the next time.
+
+    All of XLA's own are made. LLVM's take a quarter of the time of all tests, most of which run a program only once.
+    """
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    if not config.getoption("--optimized") and flags not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     if config.getoption("--quick"):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
         jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
