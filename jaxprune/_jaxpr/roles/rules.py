@@ -16,20 +16,18 @@ from jaxprune._jaxpr.primitives import (
     UNCHANGED,
     VARYING,
     callee,
-    factors,
     scan_operands,
     while_operands,
 )
+from jaxprune._jaxpr.roles import moves
 from jaxprune._jaxpr.roles.parts import (
     LOOKED_UP,
-    NOTHING,
     STRETCHED,
     Axes,
     Digit,
     LookUp,
     Part,
     axes_of,
-    distributed,
     united,
 )
 from jaxprune._jaxpr.tracing import Traced
@@ -144,15 +142,10 @@ def _elementwise(found: Uses, eqn: JaxprEqn, *operands: Value) -> list[Value]:
         return list(operands)
     shapes, after = map(shape_of, eqn.invars), shape_of(eqn.outvars[0])
     repeated = [
-        _each(operand, lambda part, before=before: _stretched(part, before, after))
+        _each(operand, lambda part, before=before: moves.stretched(part, before, after))
         for operand, before in zip(operands, shapes, strict=True)
     ]
     return _in_place(found, eqn, *repeated)
-
-
-def _stretched(part: Part, before: Sequence[int], after: Sequence[int]) -> Part:
-    axes = zip(part.axes, before, after, strict=False)  # a scalar has none
-    return part.without_place(STRETCHED) if any(digits and old != new for digits, old, new in axes) else part
 
 
 def _united(values: Sequence[Value], rank: int) -> Value:
@@ -204,62 +197,6 @@ def _moved(move: Callable[[JaxprEqn, Part], Part | None]) -> Callable[..., Seque
     return rule
 
 
-def _transposed(eqn: JaxprEqn, part: Part) -> Part:
-    return part.with_axes(part.axes[a] for a in eqn.params["permutation"])
-
-
-def _squeezed(eqn: JaxprEqn, part: Part) -> Part | None:
-    return _dropped(part, [a % len(part.axes) for a in eqn.params["dimensions"]])
-
-
-def _dropped(part: Part | None, gone: Sequence[int]) -> Part | None:
-    """Without some axes of the value, of each of which one position is left."""
-    left = [digits for a, digits in enumerate(part.axes) if a not in gone] if part else []
-    return part and part.with_axes(left, [digit for a in gone for digit in part.axes[a]])
-
-
-def _broadcast(eqn: JaxprEqn, part: Part) -> Part:
-    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    axes: list[tuple[Digit, ...]] = [()] * len(after)
-    kept = eqn.params["broadcast_dimensions"]
-    for axis, out in enumerate(kept):
-        axes[out] = part.axes[axis]
-    return dataclasses.replace(_stretched(part, before, [after[out] for out in kept]), axes=tuple(axes))
-
-
-def _reshaped(eqn: JaxprEqn, part: Part) -> Part:
-    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    if 0 in before:
-        return part.with_axes([()] * len(after))
-    axes: list[tuple[Digit, ...]] = [()] * len(after)
-    dropped: tuple[Digit, ...] = ()
-    unplaced = part.unplaced
-    for left, right in factors(before, after):
-        merged = tuple(digit for axis in left for digit in part.axes[axis])
-        if not right:
-            dropped += merged
-        elif left:
-            split = distributed(
-                [part.axes[axis] or (Digit(NOTHING, before[axis]),) for axis in left], [after[a] for a in right]
-            )
-            if split is None:
-                unplaced = unplaced or "a reshape cuts across its axes"
-            for axis, digits in zip(right, split or [merged] * len(right), strict=True):
-                axes[axis] = tuple(digit for digit in digits if digit.axis != NOTHING or not digit.alone)
-    return dataclasses.replace(part.with_axes(axes, dropped), unplaced=unplaced)
-
-
-def _reversed(eqn: JaxprEqn, part: Part) -> Part | None:
-    shape = shape_of(eqn.invars[0])
-    return _cut(part, [(axis, shape[axis] - 1, shape[axis], -1) for axis in eqn.params["dimensions"]])
-
-
-def _sliced(eqn: JaxprEqn, part: Part) -> Part | None:
-    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    starts, strides = eqn.params["start_indices"], eqn.params["strides"] or (1,) * len(before)
-    return _cut(part, [(a, starts[a], after[a], strides[a]) for a in range(len(before)) if before[a] != after[a]])
-
-
 def _dynamically_sliced(found: Uses, eqn: JaxprEqn, operand: Value, *where: Value) -> list[Value]:
     found.end("it says where 'dynamic_slice' reads", *where)
     if operand is None:
@@ -267,18 +204,10 @@ def _dynamically_sliced(found: Uses, eqn: JaxprEqn, operand: Value, *where: Valu
     axes = [a for a, n in enumerate(shape_of(eqn.invars[0])) if n != eqn.params["slice_sizes"][a]]
     starts = found.arrays[1:] if found.arrays else (_UNKNOWN_START,) * len(eqn.invars)
     cuts = [(axis, starts[axis], eqn.params["slice_sizes"][axis], 1) for axis in axes]
-    return [_each(operand, lambda part: _cut(part, cuts))]
+    return [_each(operand, lambda part: moves.cut(part, cuts))]
 
 
 _UNKNOWN_START = np.int32(0)  # only an evaluation knows the number
-
-
-def _cut(part: Part, cuts: Sequence[tuple[int, Any, int, int]]) -> Part | None:
-    """Cuts axes, each from a start on to a size with a step."""
-    left: Part | None = part
-    for cut in cuts:
-        left = left and left.sliced(*cut)
-    return left
 
 
 def _split(found: Uses, eqn: JaxprEqn, operand: Value) -> list[Value]:
@@ -290,10 +219,6 @@ def _split(found: Uses, eqn: JaxprEqn, operand: Value) -> list[Value]:
         outputs.append(_each(operand, lambda part, a=start, n=size: part.sliced(axis, a, n)))
         start += size
     return outputs
-
-
-def _reduced(eqn: JaxprEqn, part: Part) -> Part:
-    return part.with_axes(digits for a, digits in enumerate(part.axes) if a not in eqn.params["axes"])
 
 
 def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Value]:
@@ -317,7 +242,7 @@ def _gather(found: Uses, eqn: JaxprEqn, operand: Value, index: Value) -> list[Va
     gone = [a for a in one if a in numbers.collapsed_slice_dims]
     starts = found.arrays[1] if found.arrays else (_UNKNOWN_START,) * len(numbers.start_index_map)
     cuts = [(axis, starts[place], 1, 1) for place, axis in enumerate(numbers.start_index_map) if axis in one]
-    return [_each(operand, lambda part: _dropped(_cut(part, cuts), gone))]
+    return [_each(operand, lambda part: moves.dropped(moves.cut(part, cuts), gone))]
 
 
 def _holds_kernels(part: Part, indexed: Sequence[int]) -> bool:
@@ -387,7 +312,7 @@ def scanned(found: Uses, eqn: JaxprEqn, operands: Sequence[Value], step: Any = _
     """What the body of a `scan` is given at a step."""
     constants, carry, stacks = scan_operands(eqn, operands)
     found.end("a 'scan' carries it", *carry)
-    slices = [_each(value, lambda part: _dropped(part.sliced(0, step, 1), [0])) for value in stacks]
+    slices = [_each(value, lambda part: moves.dropped(part.sliced(0, step, 1), [0])) for value in stacks]
     return [*constants, *[None] * len(carry), *slices]
 
 
@@ -418,15 +343,15 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys(ELEMENTWISE | VARYING, _elementwise),
     "concatenate": _concatenated,
     "pad": _padded,
-    "slice": _moved(_sliced),
+    "slice": _moved(moves.sliced),
     "dynamic_slice": _dynamically_sliced,
     "split": _split,
-    "rev": _moved(_reversed),
-    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _moved(_reduced)),
-    "transpose": _moved(_transposed),
-    "squeeze": _moved(_squeezed),
-    "broadcast_in_dim": _moved(_broadcast),
-    "reshape": _moved(_reshaped),
+    "rev": _moved(moves.turned),
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _moved(moves.reduced)),
+    "transpose": _moved(moves.transposed),
+    "squeeze": _moved(moves.squeezed),
+    "broadcast_in_dim": _moved(moves.broadcast),
+    "reshape": _moved(moves.reshaped),
     "gather": _gather,
     **dict.fromkeys(CONTRACTIONS, _contract),
     "scan": _scan,
