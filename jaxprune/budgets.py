@@ -47,7 +47,10 @@ def uniform(scores: Scores, sparsity: Sparsity, pattern: Pattern) -> Counts:
     Returns:
       Keep-counts with the structure of `scores`.
     """
-    return _unflatten(scores, [keep_count(size, sparsity) for size in group_sizes(scores, pattern)])
+    sizes = group_sizes(scores, pattern)
+    # Once for each size: under a traced sparsity a count is a hundred operations, all to be compiled.
+    counts = {size: keep_count(size, sparsity) for size in sizes}
+    return _unflatten(scores, [counts[size] for size in sizes])
 
 
 def global_(scores: Scores, sparsity: Sparsity, pattern: Pattern, *, normalize: bool = False) -> Counts:
