@@ -48,9 +48,7 @@ def uniform(scores: Scores, sparsity: Sparsity, pattern: Pattern) -> Counts:
       Keep-counts with the structure of `scores`.
     """
     sizes = group_sizes(scores, pattern)
-    # Once for each size: under a traced sparsity a count is a hundred operations, all to be compiled.
-    counts = {size: keep_count(size, sparsity) for size in sizes}
-    return _unflatten(scores, [counts[size] for size in sizes])
+    return _unflatten(scores, _counts(sizes, [sparsity] * len(sizes)))
 
 
 def global_(scores: Scores, sparsity: Sparsity, pattern: Pattern, *, normalize: bool = False) -> Counts:
@@ -286,9 +284,24 @@ def by_path(rules: Mapping[str | Callable[[str], bool], float], default: float |
         otherwise = sparsity if default is None else default
         chosen = [next((values[rule] for rule in rules if matches[rule](path)), otherwise) for path in paths]
         sizes = group_sizes(scores, pattern)
-        return _unflatten(scores, [keep_count(size, s) for size, s in zip(sizes, chosen, strict=True)])
+        return _unflatten(scores, _counts(sizes, chosen))
 
     return budget
+
+
+def _counts(sizes: list[int], sparsities: list[Sparsity]) -> list[Count | Wide]:
+    """The keep-count of each leaf.
+
+    It is made once for equal leaves: under a traced sparsity it is a hundred operations, all to be traced and compiled.
+    """
+    made: dict[tuple[int, int], Count | Wide] = {}
+    counts = list[Count | Wide]()
+    for size, sparsity in zip(sizes, sparsities, strict=True):
+        key = size, id(sparsity)
+        if key not in made:
+            made[key] = keep_count(size, sparsity)
+        counts.append(made[key])
+    return counts
 
 
 def _unflatten(scores: Scores, values: list[Any]) -> Any:
