@@ -9,8 +9,8 @@ import benchmarks
 from benchmarks import history
 
 _HELPERS = {
-    "__main__", "cold_selection", "history", "models", "packages", "peer_jaxpruner", "peer_torch_pruning", "rows",
-    "smollm", "texts", "timing",
+    "__main__", "cold_selection", "collectives", "compiled", "history", "models", "packages", "peer_jaxpruner",
+    "peer_torch_pruning", "rows", "smollm", "targets", "texts", "timing",
 }  # fmt: skip
 _FLAGS = {"--compare", "--plot"}
 

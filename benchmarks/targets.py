@@ -43,6 +43,7 @@ class Program(NamedTuple):
       compiling: Seconds to compile it.
       parameters: Bytes of the first argument.
       temporary: Bytes that it needs besides arguments and results.
+      held: Bytes of all of these together.
       flops: Floating-point operations, the body of a loop counted once; `None` where the compiler does not say.
       accessed: Bytes read and written, counted likewise.
       collectives: What the chips exchange.
@@ -52,6 +53,7 @@ class Program(NamedTuple):
     compiling: float
     parameters: int
     temporary: int
+    held: int
     flops: float | None
     accessed: float | None
     collectives: tuple[Collective, ...]
@@ -80,13 +82,6 @@ def missing(kind: Kind) -> str | None:
     return None
 
 
-def require(kind: Kind) -> None:
-    """Ends the program with a word where `missing` has one."""
-    reason = missing(kind)
-    if reason is not None:
-        raise SystemExit(f"Compiling for a {kind.upper()} {reason}.")
-
-
 @functools.cache
 def devices(kind: Kind, topology: str | None = None) -> tuple[jax.Device, ...]:
     """The chips of a topology: for a TPU as in "v5e:2x2", for GPUs their number, H100s of one machine.
@@ -106,9 +101,9 @@ def devices(kind: Kind, topology: str | None = None) -> tuple[jax.Device, ...]:
     return tuple(described.devices)
 
 
-def alone(kind: Kind) -> SingleDeviceSharding:
-    """On one chip."""
-    return SingleDeviceSharding(devices(kind)[0])
+def alone(kind: Kind, generation: str = "v5e") -> SingleDeviceSharding:
+    """On one chip; of this generation where it is a TPU."""
+    return SingleDeviceSharding(devices(kind, f"{generation}:2x2" if kind == "tpu" else None)[0])
 
 
 def grid(kind: Kind, topology: str, shape: tuple[int, ...], *names: str) -> Mesh:
@@ -156,11 +151,16 @@ def compiled(fun: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) 
     costs = {}
     with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
         costs = executable.cost_analysis() or {}
+    memory = executable.memory_analysis()
+    given, returned, shared = (
+        memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.alias_size_in_bytes,
+    )  # fmt: skip
     program = Program(
         lowering=traced - start,
         compiling=done - traced,
         parameters=sum(map(_bytes, jax.tree.leaves(args[0]))),
-        temporary=executable.memory_analysis().temp_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        held=given + returned - shared + memory.temp_size_in_bytes,
         flops=costs.get("flops"),
         accessed=costs.get("bytes accessed"),
         collectives=tuple(collectives(executable.as_text())),
