@@ -160,9 +160,9 @@ def large() -> Iterator[Case]:
     mesh = targets.grid("tpu", _LARGE, (16, 16), "data", "model")
     place = functools.partial(targets.split, mesh=mesh)
     params = models.decoder_shapes(80, 8192, heads=64, groups=8, head_width=128, hidden=28672, vocabulary=128256)
-    prune = functools.partial(jaxprune.magnitude, sparsity=0.5, budget=budgets.global_)
+    prune = functools.partial(jaxprune.magnitude, budget=budgets.global_)
     yield Case("one pass, to add up magnitudes", _read, (place(params),))
-    yield Case("magnitude, global", prune, (place(params),))
+    yield Case("magnitude, global", functools.partial(prune, sparsity=0.5), (place(params),))
     adam = optax.adam(1e-3)
     yield _step("step, Adam", lambda _: adam, params, None, place)
     gradual = functools.partial(jaxprune.gradual, adam, prune, 0.5, begin=0, end=1000, every=100)
@@ -173,7 +173,7 @@ def large() -> Iterator[Case]:
 def _table(title: str, found: Iterator[Case]) -> dict[str, float]:
     """Prints a row for each program as it is compiled."""
     print(f"\n{title}\n\n| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}", flush=True)
-    figures, one_pass = {}, 1.0
+    figures = {}
     start = time.perf_counter()
     for case in found:
         donate = (0, 2) if case.name.startswith("step") else ()
@@ -182,22 +182,20 @@ def _table(title: str, found: Iterator[Case]) -> dict[str, float]:
         except Exception as error:
             print(f"| {case.name} | does not compile: {type(error).__name__}: {str(error).splitlines()[0][:120]} |")
             continue
-        if case.fun is _read and program.accessed is not None:
-            one_pass = program.accessed / program.parameters
-        print(f"| {case.name} | {_row(program, one_pass)} |", flush=True)
+        print(f"| {case.name} | {_row(program)} |", flush=True)
         figures[f"{title}, {case.name}, seconds"] = program.compiling
         figures[f"{title}, {case.name}, temporary"] = program.temporary / program.parameters
     print(f"\n{len(figures) // 2} programs in {time.perf_counter() - start:.0f} s")
     return figures
 
 
-def _row(program: targets.Program, one_pass: float) -> str:
+def _row(program: targets.Program) -> str:
     accessed, flops = program.accessed, program.flops
     return " | ".join([
         f"{program.compiling:.1f}",
         f"{program.lowering:.1f}",
         f"{program.temporary / program.parameters:.3f}",
-        "" if accessed is None else f"{accessed / program.parameters / one_pass:.1f}",
+        "" if accessed is None else f"{accessed / program.parameters:.1f}",
         "" if flops is None else f"{flops / 1e9:.3g}",
         f"{program.held / 1e6:,.0f}",
         _between(program),
