@@ -8,19 +8,10 @@ devices are threads of one machine, so the times say nothing about a real mesh, 
 import argparse
 import functools
 import os
-import re
+
+from benchmarks.collectives import collectives
 
 _FLAG = "--xla_force_host_platform_device_count=8"
-
-
-def traffic(text: str) -> int:
-    """The size of the largest result of an operation between devices in a compiled program."""
-    operations = r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-    sizes = [0]
-    for result in re.findall(operations, text):
-        shapes = re.findall(r"\w+\[([\d,]*)\]", result)
-        sizes.append(sum(functools.reduce(int.__mul__, map(int, filter(None, s.split(","))), 1) for s in shapes))
-    return max(sizes)
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +47,8 @@ def main(argv: list[str]) -> None:
             compiled = prune.lower(placed).compile()
             if not all(np.array_equal(mask, expected[key]) for key, mask in compiled(placed).items()):
                 raise SystemExit(f"On {name} the masks differ from those on one device.")
-            calls[name], moved[name] = functools.partial(compiled, placed), traffic(compiled.as_text())
+            sent = collectives(compiled.as_text())
+            calls[name], moved[name] = functools.partial(compiled, placed), max((c.numbers for c in sent), default=0)
     times = timing.interleaved(calls, options.repeats)
     print(f"{history.device()}; two kernels of {options.size} by {options.size}, the highest tenth of each\n")
     print(f"{'mesh':24}{'ms':>8}{'to alone':>10}{'numbers sent at once':>22}")

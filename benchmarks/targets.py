@@ -65,8 +65,8 @@ class Program(NamedTuple):
 
 
 def is_here(kind: Kind) -> bool:
-    """Whether this machine has such a chip."""
-    return any(True for pattern in _CHIPS[kind] for _ in Path("/dev").glob(pattern))
+    """Whether JAX runs on such a chip. It is not asked where there is none: libtpu would wait for one."""
+    return any(any(Path("/dev").glob(pattern)) for pattern in _CHIPS[kind]) and jax.default_backend() == kind
 
 
 def missing(kind: Kind) -> str | None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import accuracy, rows
+from benchmarks.collectives import collectives
 
 
 def test_fresh_rows_replace_those_of_the_same_run_alone(tmp_path):
@@ -94,3 +95,18 @@ def test_fresh_keeps_the_stored_rows_until_there_are_others(bench, monkeypatch):
     assert len(trained) == len(stored(cache)) // 2
     assert len(stored(cache)) == len(before.splitlines())
     assert {row["seed"] for row in stored(cache)} == {0, 1}
+
+
+PROGRAM = """
+  %all-reduce.1 = (s32[2]{0:T(128)S(1)}, f32[]{:S(6)}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+  %all-gather-start.2 = ((pred[16,16]{0,1}, bf16[4]{0}), (pred[16,32]{0,1}, bf16[8]{0})) all-gather-start(%a, %b)
+  %all-gather-done.2 = (pred[16,32]{0,1}, bf16[8]{0}) all-gather-done(%all-gather-start.2)
+  %permute = (s32[16]{0}, s32[16]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%c), channel_id=2
+  ROOT %all-to-all = c64[3,5]{1,0} all-to-all(%d), metadata={op_name="all-reduce(x)"}
+"""
+
+
+def test_what_devices_exchange_is_read_from_a_program():
+    assert collectives(PROGRAM) == [
+        ("all-reduce", 3, 12), ("all-gather", 520, 528), ("collective-permute", 16, 64), ("all-to-all", 15, 120),
+    ]  # fmt: skip

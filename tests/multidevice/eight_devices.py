@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune
+from benchmarks import collectives as exchanged
 from jaxprune import budgets, patterns
 
 pytestmark = [pytest.mark.dtype_promotion, pytest.mark.rank_promotion]
@@ -52,12 +52,7 @@ def shared_axes(name, mask):
 
 def collectives(compiled):
     """The number of values in the result of each operation between devices."""
-    pattern = r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
-    found = re.findall(pattern + r"(?:-start)?\(", compiled.as_text())
-    return [
-        sum(math.prod(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"\w+\[([\d,]*)\]", result))
-        for result in found
-    ]
+    return [found.numbers for found in exchanged.collectives(compiled.as_text())]
 
 
 @functools.cache
