@@ -38,7 +38,7 @@ class Case(NamedTuple):
 def main(kind: targets.Kind, description: str | None, argv: list[str]) -> None:
     """Runs the benchmarks of time where the chip is; compiles for it elsewhere."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {kind}", description=description)
-    parser.add_argument("--only", default="", help="compile only the programs whose names contain this")
+    parser.add_argument("--only", nargs="+", default=[""], help="words; compile only the programs that contain one")
     parser.add_argument("--topology", nargs="+", default=_TOPOLOGIES[kind], help=f"such as {_TOPOLOGIES[kind]}")
     if kind == "tpu":
         parser.add_argument("--large", action="store_true", help=f"prune a decoder of 70 B parameters on {_LARGE}")
@@ -57,7 +57,7 @@ def main(kind: targets.Kind, description: str | None, argv: list[str]) -> None:
         figures |= _table(f"A decoder of 70 B parameters on {_LARGE}", large())
     else:
         for topology in options.topology:
-            found = (case for case in cases(kind, topology) if options.only in case.name)
+            found = (case for case in cases(kind, topology) if any(word in case.name for word in options.only))
             figures |= _table(_CHIP[kind].format(topology), found)
     if figures:
         history.append(kind, figures, {"compiler": targets.versions(kind)})
