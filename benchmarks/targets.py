@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from unittest import mock
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from benchmarks.collectives import Collective, collectives
 
@@ -109,6 +110,16 @@ def alone(kind: Kind, generation: str = "v5e") -> SingleDeviceSharding:
 def grid(kind: Kind, topology: str, shape: tuple[int, ...], *names: str) -> Mesh:
     """All chips of a topology as a mesh."""
     return Mesh(np.array(devices(kind, topology)).reshape(shape), names)
+
+
+def chip_of_kernels(kind: Kind) -> contextlib.AbstractContextManager[Any]:
+    """Tells Pallas what its kernels are lowered for; from JAX 0.12 on, it asks for the GPU at hand."""
+    if kind == "tpu":
+        return contextlib.nullcontext()
+    known = {"device_kind": "NVIDIA H100 80GB HBM3", "num_cores": 132, "platform": "gpu"}
+    taken = inspect.signature(AbstractDevice).parameters  # `platform` came with JAX 0.12
+    h100 = AbstractDevice(**{name: known[name] for name in taken})
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=h100))
 
 
 def placed(tree: Any, sharding: Any) -> Any:

@@ -161,11 +161,17 @@ def test_the_kernel_of_strips_compiles(dtype, kind):
         assert _blocks.fits((block, block), kind)
         product = functools.partial(_blocks.strip_products, rows=block, device=kind, interpret=False)
         shapes = ((batch, 1024), dtype), ((1024 // block, 3), jnp.int32), ((1024 // block, block, 3 * block), dtype)
-        compiled_alone(kind, product, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+        with targets.chip_of_kernels(kind):
+            compiled_alone(kind, product, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
 
 
 ZOO = {"plain": plain, "linen": linen, "nnx": nnx_models, "equinox": equinox_models, "haiku": haiku_models}
 QUICK = {("plain", "mixture_of_experts"), ("plain", "scanned"), ("linen", "vit"), ("equinox", "conv")}
+
+
+# Without a GPU to time them on, XLA finds no tiles for some very small products; with
+# `XLA_FLAGS=--xla_gpu_enable_triton_gemm=false` it compiles these models too.
+WITHOUT_TILES = {("plain", "gqa_outer"), ("plain", "gqa_inner"), ("plain", "resize_and_pad")}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,9 @@ QUICK = {("plain", "mixture_of_experts"), ("plain", "scanned"), ("linen", "vit")
         for name in module.CASES
     ],
 )
-def test_a_shrunk_model_compiles(framework, name, kind):
+def test_a_shrunk_model_compiles(framework, name, kind, request):
+    if kind == "gpu" and (framework, name) in WITHOUT_TILES:
+        request.applymarker(pytest.mark.xfail(raises=jax.errors.JaxRuntimeError, reason="XLA finds no tiles"))
     case = ZOO[framework].CASES[name]
     model, params, args = case.build()
     coupling = couple(model, params, *args, **case.options)
