@@ -230,7 +230,7 @@ WHOLE = 64 * 128 * 4
 SHARE = WHOLE // 4
 OF_A_KERNEL = {
     "synflow": (lambda p: jaxprune.synflow(lambda p, x: x @ p["kernel"], p, jnp.ones((1, 64)), 0.5, rounds=3), COUNTS),
-    "lamp": (functools.partial(jaxprune.lamp, sparsity=0.7), WHOLE),
+    "lamp": (functools.partial(jaxprune.lamp, sparsity=0.7), {"tpu": WHOLE, "gpu": 2 * WHOLE}),
     "dft": (functools.partial(jaxprune.dft, sparsity=0.6), {"tpu": SHARE, "gpu": WHOLE}),
     "dct": (functools.partial(jaxprune.dft, sparsity=0.6, transform="dct"), {"tpu": SHARE, "gpu": WHOLE}),
     "dft applied": (
@@ -262,7 +262,7 @@ def test_every_strategy_is_compiled_on_a_mesh():
 @pytest.mark.parametrize("name", [name for name in eight_devices.TRAINED if name != "gradual, packed"])
 def test_a_step_on_a_mesh_sends_counts_alone(name, kind, request):
     if (name, kind) == ("acdc", "gpu"):
-        request.applymarker(pytest.mark.xfail(reason="XLA gathers the masks of the dense phase there"))
+        request.applymarker(pytest.mark.xfail(strict=False, reason="XLA gathers masks, not from JAX 0.12 on"))
     params = eight_devices.whole()
     optimizer = eight_devices.TRAINED[name](jaxprune.magnitude(params, 0.5))
     state = jax.eval_shape(optimizer.init, params)
