@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune
 from jaxprune import budgets
+from jaxprune._selection.frequencies import Ranking, select_frequencies
 
 SHAPES = [(6, 8), (5, 7), (6, 7), (5, 8), (1, 9), (3, 3, 4, 6), (2, 1)]
 
@@ -92,6 +93,28 @@ def test_a_traced_sparsity_and_bfloat16():
     run = jax.jit(lambda sparsity: jaxprune.dft([w], sparsity)[0])
     assert int(run(jnp.float32(0.75)).count(w.shape)) == 12
     assert run(jnp.float32(0.5)).project(w).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.48, 0.5, 0.9, 1])
+def test_ties_are_broken_alike_in_host_memory_and_traced(share):
+    shapes = [(8, 6), (6, 5), (1, 7), (3, 4, 4)]
+    rng = np.random.default_rng(0)
+    values = [rng.integers(0, 3, (*shape[:-1], shape[-1] // 2 + 1)).astype(np.float32) for shape in shapes]
+    keep = [round(share * np.prod(shape)) for shape in shapes]
+
+    def chosen(values):
+        rankings = [Ranking(v, shape, (-2, -1), "dft") for v, shape in zip(values, shapes, strict=True)]
+        return select_frequencies(rankings, keep)
+
+    here = chosen(list(map(jnp.asarray, values)))
+    for mask, traced, shape, number in zip(here, jax.jit(chosen)(values), shapes, keep, strict=True):
+        np.testing.assert_array_equal(mask, traced)
+        assert int(jaxprune.Spectral(mask, (-2, -1)).count(shape)) == number
+
+
+def test_parameters_of_numpy_have_frequencies_too():
+    w = kernel((6, 8))
+    np.testing.assert_array_equal(jaxprune.dft([np.asarray(w)])[0].keep, jaxprune.dft([w])[0].keep)
 
 
 def test_nan_goes_first_and_errors_name_the_path():

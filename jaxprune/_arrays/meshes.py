@@ -53,7 +53,7 @@ def gather(array: Any, *axes: int) -> Any:
     sharding = jax.typeof(array).sharding
     gathered = {axis % array.ndim for axis in axes}
     spec = [None if axis in gathered else names for axis, names in enumerate(sharding.spec)]
-    return _moved(array, sharding.mesh, spec)
+    return moved(array, sharding.mesh, spec)
 
 
 def grouped(array: Any, axis: int, size: int) -> Any:
@@ -85,7 +85,7 @@ def like(array: Any, other: Any) -> Any:
     """
     sharding = _sharding_like(array.shape, other)
     if isinstance(array, Tracer) or isinstance(other, Tracer):
-        return _moved(array, sharding.mesh, list(sharding.spec))
+        return moved(array, sharding.mesh, list(sharding.spec))
     return array if sharding.mesh.empty else jax.device_put(array, sharding)
 
 
@@ -122,7 +122,8 @@ def _is_explicit(mesh: Any) -> bool:
     return any(kind == AxisType.Explicit for kind in mesh.axis_types)
 
 
-def _moved(array: Any, mesh: Any, spec: list[Any]) -> Any:
+def moved(array: Any, mesh: Any, spec: list[Any]) -> Any:
+    """The array, on an explicit mesh sharded as said; elsewhere as it is."""
     if not _is_explicit(mesh) or tuple(spec) == tuple(jax.typeof(array).sharding.spec):
         return array
     return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec(*spec)))

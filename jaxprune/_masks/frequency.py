@@ -7,20 +7,20 @@ and hence real. Masks always keep pairs together, so that masking is an orthogon
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxprune._arrays import meshes, tree
+from jaxprune._arrays import meshes
+from jaxprune._masks import spectra
 
 Transform: TypeAlias = Literal["dft", "dct"]
 Kernel: TypeAlias = Float[Array, "..."]
-Spectrum: TypeAlias = Complex[Array, "..."] | Float[Array, "..."]
 
 
 class Spectral(NamedTuple):
@@ -39,14 +39,11 @@ class Spectral(NamedTuple):
 
     def project(self, kernel: Kernel) -> Kernel:
         """The kernel without the frequencies that are not kept; same shape and dtype."""
-        spectrum = analyse(kernel, self.axes, self.transform)
-        kept = jnp.where(self.keep, spectrum, jnp.zeros_like(spectrum))
-        projected = synthesise(kept, kernel.shape, self.axes, self.transform).astype(kernel.dtype)
-        return meshes.like(projected, kernel)
+        return spectra.project(kernel, self.keep, self.axes, self.transform)
 
     def count(self, shape: tuple[int, ...]) -> Int[Array, ""]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The number of real degrees of freedom that a kernel of this shape keeps."""
-        multiplicity = jnp.asarray(_multiplicity(shape, self.axes, self.transform), jnp.int32)
+        multiplicity = jnp.asarray(spectra.multiplicity(shape, self.axes, self.transform), jnp.int32)
         return jnp.sum(jnp.where(self.keep, multiplicity, jnp.int32(0)), dtype=jnp.int32)
 
 
@@ -77,31 +74,6 @@ def normalise_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, 
     return negative
 
 
-def analyse(kernel: Kernel, axes: tuple[int, ...], transform: Transform) -> Spectrum:
-    """The orthonormal coefficients of a kernel, computed in float32 or wider."""
-    # No transform works across devices: on a mesh the axes are gathered.
-    wide = meshes.gather(kernel, *axes).astype(tree.promote(kernel.dtype, jnp.float32))
-    if transform == "dct":
-        return jax.scipy.fft.dctn(wide, axes=axes, norm="ortho")
-    return jnp.fft.rfftn(wide, axes=axes, norm="ortho")
-
-
-def synthesise(spectrum: Spectrum, shape: tuple[int, ...], axes: tuple[int, ...], transform: Transform) -> Kernel:
-    """The kernel of shape `shape` that has these coefficients."""
-    if transform == "dct":
-        return jax.scipy.fft.idctn(spectrum, axes=axes, norm="ortho")
-    return jnp.fft.irfftn(spectrum, s=[shape[axis] for axis in axes], axes=axes, norm="ortho")
-
-
-def energy(kernel: Kernel, axes: tuple[int, ...], transform: Transform) -> Float[Array, "..."]:
-    """The squared magnitude of each coefficient; -1 where it is not a number, so that it goes first."""
-    spectrum = analyse(kernel, axes, transform)
-    squared = jnp.square(jnp.real(spectrum))
-    if transform == "dft":
-        squared = squared + jnp.square(jnp.imag(spectrum))
-    return jnp.where(jnp.isnan(squared), jnp.full_like(squared, -1), squared)
-
-
 def radius(shape: tuple[int, ...], axes: tuple[int, ...], transform: Transform) -> np.ndarray:
     """The distance of each coefficient from frequency 0, in cycles per sample, broadcastable to the spectrum."""
     squared = np.zeros((1,) * len(shape))
@@ -122,6 +94,7 @@ def spread(energies: Float[Array, "..."], shape: tuple[int, ...], axes: tuple[in
 
     Both numbers of a Hermitian pair carry the energy of the coefficient.
     """
+    energies = meshes.gather(energies, *range(energies.ndim))
     if transform == "dct":
         return energies.reshape(-1)
     last = axes[-1]
@@ -130,49 +103,40 @@ def spread(energies: Float[Array, "..."], shape: tuple[int, ...], axes: tuple[in
     return jnp.concatenate([energies.reshape(-1), interior.reshape(-1)])
 
 
-def slots(shape: tuple[int, ...], axes: tuple[int, ...], transform: Transform) -> np.ndarray:
+def slots(shape: tuple[int, ...], axes: tuple[int, ...], transform: Transform) -> Int[Array, "..."]:
     """How many degrees of freedom a decision about each stored coefficient controls, broadcastable to the spectrum.
 
-    Two for one of each Hermitian pair and zero for its partner, where both are stored; one for a real coefficient.
+    Two for one of each Hermitian pair and zero for its partner, where both are stored; one for a real coefficient. In
+    the Fourier basis, computed where it is used, since as a constant it would be as large as a kernel.
     """
-    multiplicity = _multiplicity(shape, axes, transform)
+    multiplicity = jnp.asarray(spectra.multiplicity(shape, axes, transform))
     if transform == "dct":
         return multiplicity
-    index = np.arange(math.prod(_spectrum_shape(shape, axes))).reshape(_spectrum_shape(shape, axes))
-    partner = _mirror(index, axes, np)
-    paired = np.where(index < partner, 2, np.where(index > partner, 0, 1))
-    return np.where(multiplicity == 2, 2, paired)
+    extent = tuple(shape[axis] if axis in axes[:-1] else 1 for axis in range(-len(shape), 0))
+    index, partner, stride = jnp.zeros(extent, jnp.int32), jnp.zeros(extent, jnp.int32), 1
+    for axis in reversed(axes[:-1]):
+        place = lax.broadcasted_iota(jnp.int32, extent, len(shape) + axis)
+        index, partner = index + stride * place, partner + stride * ((shape[axis] - place) % shape[axis])
+        stride *= shape[axis]
+    paired = jnp.where(index < partner, 2, jnp.where(index > partner, 0, 1))
+    return jnp.where(multiplicity == 2, 2, paired)
 
 
 def with_partners(keep: Bool[Array, "..."], shape: tuple[int, ...], axes: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Gives each stored conjugate the decision of its partner."""
-    return jnp.where(jnp.asarray(slots(shape, axes, "dft") == 0), _mirror(keep, axes, jnp), keep)
+    """Gives each stored conjugate the decision of its partner, at the negated frequency along all axes but the last.
 
-
-def _multiplicity(shape: tuple[int, ...], axes: tuple[int, ...], transform: Transform) -> np.ndarray:
-    ndim = len(shape)
-    if transform == "dct":
-        return np.ones((1,) * ndim, np.int32)
-    size = shape[axes[-1]]
-    index = np.arange(size // 2 + 1)
-    return _along(np.where((index == 0) | (2 * index == size), 1, 2), axes[-1], ndim).astype(np.int32)
-
-
-def _spectrum_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The extent of the spectrum along the transformed axes, 1 elsewhere."""
-    extent = [1] * len(shape)
-    for axis in axes:
-        extent[axis] = shape[axis] if axis != axes[-1] else shape[axis] // 2 + 1
-    return tuple(extent)
-
-
-def _mirror(array: Any, axes: tuple[int, ...], xp: Any) -> Any:
-    """The entry at the negated frequency along every transformed axis but the last.
-
-    For the planes 0 and n/2 of the last axis, which negation maps to themselves.
+    Both are stored for the frequencies 0 and n/2 of the last axis, which negation leaves as they are.
     """
-    others = axes[:-1]
-    return xp.roll(xp.flip(array, others), (1,) * len(others), others) if others else array
+    others, last = axes[:-1], keep.ndim + axes[-1]
+    if not others:
+        return keep
+    is_partner, ends = slots(shape, axes, "dft") == 0, {0, shape[axes[-1]] // 2 if shape[axes[-1]] % 2 == 0 else 0}
+    place = lax.broadcasted_iota(jnp.int32, keep.shape, last)
+    for end in sorted(ends):
+        plane = meshes.gather(lax.slice_in_dim(keep, end, end + 1, axis=last), *others)
+        mirrored = jnp.roll(jnp.flip(plane, others), (1,) * len(others), others)
+        keep = jnp.where(is_partner & (place == end), meshes.like(mirrored, keep), keep)
+    return keep
 
 
 def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:

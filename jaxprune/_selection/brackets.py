@@ -41,21 +41,30 @@ class Parts(NamedTuple):
       size: For each part how many scores it has.
       group: For each part the number of its group.
       groups: How many groups there are.
+      weight: For each part how much one of its scores counts.
     """
 
     size: Numbers
     group: Numbers
     groups: int
+    weight: Numbers
 
     def totals(self, counts: Int[Array, "part *mark"]) -> Int[Array, "group *mark"] | Wide:
-        """The sums over the parts of each group; `Wide` where 32 bits might not hold them."""
-        if self.groups == len(self.group):
-            return counts
-        if np.bincount(self.group, self.size).max() < 2**31:
+        """The weighted sums over the parts of each group; `Wide` where 32 bits might not hold them."""
+        if np.bincount(self.group, self.size * self.weight).max() < 2**31:
             return self._sums(counts)
         return wide.carried(*map(self._sums, wide.of(counts)))
 
+    def weighted(self, counts: Int[Array, "part *mark"]) -> Int[Array, "part *mark"]:
+        """Each count times its part's weight."""
+        if (self.weight == 1).all():
+            return counts
+        return counts * self.weight.astype(np.int32).reshape(-1, *(1,) * (counts.ndim - 1))
+
     def _sums(self, counts: Int[Array, "part *mark"]) -> Int[Array, "group *mark"]:
+        counts = self.weighted(counts)
+        if self.groups == len(self.group):
+            return counts
         if self.groups == 1:
             return jnp.sum(counts, axis=0, keepdims=True, dtype=jnp.int32)
         is_member = (self.group == np.arange(self.groups)[:, None]).reshape(self.groups, -1, *(1,) * (counts.ndim - 1))
@@ -109,7 +118,8 @@ def search(
       count: How many scores of each part reach each mark: have a key at or above it or, in a part that is `tied`, have
         its key and a place at or before minus the mark.
       parts: What is counted in.
-      keep: For each group how many scores stay.
+      keep: For each group how many scores stay, by weight. Where ties weigh more than is left, one weight less than
+        that may be left over.
       first: Keys to count at in the first pass.
     """
 
@@ -188,9 +198,9 @@ def _with_ties(state: State, parts: Parts, keep: Int[Array, " group"] | Wide) ->
     left = wide.minus(wide.of(keep), wide.of(parts.totals(state.at_high)))
     left = Wide(*map(parts.spread, left))
     if parts.groups < len(parts.group):
-        before, first = wide.before(ties), np.searchsorted(parts.group, parts.group)
+        before, first = wide.before(parts.weighted(ties)), np.searchsorted(parts.group, parts.group)
         left = wide.minus(left, wide.minus(before, before.indexed(first)))
-    wanted = jnp.clip(wide.clipped(left), 0, ties)
+    wanted = jnp.clip(wide.clipped(left) // parts.weight.astype(np.int32), 0, ties)
     sizes = jnp.asarray(parts.size, state.low.dtype)
     return state._replace(
         # Places count down from 0, so that fewer scores reach a higher position.

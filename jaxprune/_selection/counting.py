@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from jaxprune._arrays import meshes, ordering, tree, wide
 from jaxprune._arrays.wide import Wide
-from jaxprune._selection.brackets import Marks, Numbers, Parts, search
+from jaxprune._selection.brackets import Marks, Parts, search
 from jaxprune._selection.pieces import of as pieces_of
 from jaxprune.typing import Mask, Score
 
@@ -25,16 +25,22 @@ _TYPICAL = np.array([0, 2.0**-10, 2.0**-6, 2.0**-2, 4])  # scores to count at fi
 _DEVIATIONS = np.array([-2.5, -0.8, 0, 0.8, 2.5], np.float32)  # of the quantiles of a sample
 
 
-@functools.partial(jax.jit, static_argnames=("jointly", "absolute"))
+@functools.partial(jax.jit, static_argnames=("groups", "weights", "absolute"))
 def highest(
-    scores: tuple[Score, ...], keep: Int[Array, " group"] | Wide, *, jointly: bool, absolute: bool
+    scores: tuple[Score, ...],
+    keep: Int[Array, " group"] | Wide,
+    *,
+    groups: tuple[int, ...],
+    weights: tuple[int, ...],
+    absolute: bool,
 ) -> tuple[Mask, ...]:
     """The masks of the highest scores.
 
     Args:
       scores: One array a leaf.
-      keep: How many stay, in all or of each leaf.
-      jointly: Whether all leaves are one group.
+      keep: How many stay of each group, by weight; see `search`.
+      groups: For each leaf the group whose scores it competes with, ascending from 0.
+      weights: For each leaf how much one of its scores counts.
       absolute: Whether scores rank by absolute value.
     """
     # Keys of different dtypes do not compare.
@@ -44,19 +50,19 @@ def highest(
     pieces = [slab.astype(dtype) for pieces in slabs for slab in pieces]
     if not pieces:
         return tuple(jnp.ones(score.shape, bool) for score in scores)
-    filled, group = np.unique(np.zeros_like(owner) if jointly else owner, return_inverse=True)
+    filled, group = np.unique(np.array(groups)[owner], return_inverse=True)
     number = keep.indexed(filled) if isinstance(keep, Wide) else keep[filled]
-    masks = _masks(pieces, group, number, absolute)
+    size = np.array([piece.size for piece in pieces])
+    masks = _masks(pieces, Parts(size, group, len(filled), np.array(weights)[owner]), number, absolute)
     return tuple(
         _joined(score, pieces, [masks[piece] for piece in np.flatnonzero(owner == leaf).tolist()])
         for leaf, (score, pieces) in enumerate(zip(scores, slabs, strict=True))
     )
 
 
-def _masks(arrays: list[Any], group: Numbers, keep: Int[Array, " group"] | Wide, absolute: bool) -> list[Mask]:
-    """The masks of arrays, each of which belongs to a group; groups ascend."""
+def _masks(arrays: list[Any], parts: Parts, keep: Int[Array, " group"] | Wide, absolute: bool) -> list[Mask]:
+    """The masks of arrays, the parts."""
     pieces = pieces_of(arrays, absolute)
-    parts = Parts(np.array([array.size for array in arrays]), group, int(group[-1]) + 1)
     first = _sampled_marks(pieces.samples(), parts, keep)
     if first is None:
         typical = ordering.keys(jnp.asarray(_TYPICAL, arrays[0].dtype))
@@ -75,7 +81,7 @@ def _sampled_marks(samples: list[Any], parts: Parts, keep: Int[Array, " group"] 
     drawn = np.array([row.size for row in rows], np.float32)[:, None]
     limits = jnp.iinfo(rows[0].dtype)
     filled = [jnp.pad(row, (0, int(drawn.max()) - row.size), constant_values=limits.max) for row in rows]
-    totals = np.bincount(parts.group, parts.size).astype(np.float32)
+    totals = np.bincount(parts.group, parts.size * parts.weight).astype(np.float32)
     below = 1 - wide.floating(keep)[:, None] / totals[:, None]
     place = below * drawn + _DEVIATIONS[None, :] * (jnp.sqrt(drawn * below * (1 - below)) + 1)
     place = jnp.clip(place, 0, drawn - 1).astype(jnp.int32)

@@ -69,7 +69,7 @@ def select(
     pooled = _pooled(rows, leaf_patterns)
     names = ["all leaves"] if jointly else [f"'{row[0]}'" for row in rows]
     sizes = [sum(leaf.size for leaf in pooled)] if jointly else [leaf.size for leaf in pooled]
-    checked = [_checked_count(*args) for args in zip(names, counts, sizes, strict=True)]
+    checked = [checked_count(*args) for args in zip(names, counts, sizes, strict=True)]
     kept = _highest(pooled, checked, jointly=jointly, absolute=absolute)
     expanded = [p.expand(k, row[1].shape) for p, k, row in zip(leaf_patterns, kept, rows, strict=True)]
     return treedef.unflatten(
@@ -113,7 +113,7 @@ def _selected_by_patterns(
                 f"`{type(pattern).__name__}` compares in leaves of fewer than 2**31 scores; '{path}' has {score.size}. "
                 f"Leave it out with `where=`, or use `Unstructured()`."
             )
-        keep: Any = 0 if fixed else _checked_count(f"'{path}'", count, score.size)
+        keep: Any = 0 if fixed else checked_count(f"'{path}'", count, score.size)
         return requests.fitting(functools.partial(pattern.select, keep=keep), path, score)
 
     return [mask(*each) for each in zip(rows, leaf_patterns, counts, strict=True)]
@@ -144,13 +144,13 @@ def counts_of_highest(scores: Scores, total: Any, *, pattern: Pattern = patterns
     if not rows:
         return scores
     pooled = _pooled(_here(rows), requests.by_leaf(pattern, scores))
-    counted = _checked_count("all leaves", total, sum(p.size for p in pooled))
+    counted = checked_count("all leaves", total, sum(p.size for p in pooled))
     kept = _highest(pooled, [counted], jointly=True, absolute=False)
     return treedef.unflatten([wide.counted(jax.device_put(mask)) for mask in kept])
 
 
-def _checked_count(name: str, count: Any, size: int) -> int | Int[Array, ""] | Wide:
-    """The count, in range; `Wide` where it is an array and 32 bits might not hold it."""
+def checked_count(name: str, count: Any, size: int) -> int | Int[Array, ""] | Wide:
+    """The count of what has this name, in range; `Wide` where it is an array and 32 bits might not hold it."""
     if size >= wide.END:
         raise ValueError(f"{name} has {size} groups; selection counts up to {wide.END - 1}. Split the tree.")
     if isinstance(count, Wide):
@@ -168,12 +168,30 @@ def _checked_count(name: str, count: Any, size: int) -> int | Int[Array, ""] | W
 def _highest(
     scores: tuple[Score, ...], keep: Sequence[int | Int[Array, ""] | Wide], *, jointly: bool, absolute: bool
 ) -> Sequence[Mask]:
-    """Masks of the scores themselves: in host memory where all is concrete and lies there, else by counting."""
+    """Masks of the scores themselves, all of them in one group or each in its own."""
+    groups = (0,) * len(scores) if jointly else tuple(range(len(scores)))
+    return highest_by_weight(scores, keep, groups, (1,) * len(scores), absolute=absolute)
+
+
+def highest_by_weight(
+    scores: Sequence[Score],
+    keep: Sequence[int | Int[Array, ""] | Wide],
+    groups: tuple[int, ...],
+    weights: tuple[int, ...],
+    *,
+    absolute: bool = False,
+) -> Sequence[Mask]:
+    """Masks of scores, of which those of a leaf may count more than those of another; see `counting.highest`.
+
+    In host memory where all is concrete and lies there, else by counting.
+    """
     are_here = all(isinstance(score, np.ndarray) for score in scores)
     if are_here and not any(isinstance(digits, Tracer) for digits in jax.tree.leaves(keep)):
-        return introselect.highest(scores, list(map(wide.exact, keep)), jointly=jointly, absolute=absolute)
+        numbers = list(map(wide.exact, keep))
+        return introselect.highest(scores, numbers, groups=groups, weights=weights, absolute=absolute)
     if any(isinstance(count, Wide) for count in keep):
         number = Wide(*(jnp.stack(digits) for digits in zip(*map(wide.of, keep), strict=True)))
     else:
         number = jnp.stack([jnp.asarray(count, jnp.int32) for count in keep])
-    return counting.highest(tuple(map(jnp.asarray, scores)), number, jointly=jointly, absolute=absolute)
+    arrays = tuple(map(jnp.asarray, scores))
+    return counting.highest(arrays, number, groups=groups, weights=weights, absolute=absolute)

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
-def highest(scores: Sequence[np.ndarray], keep: Sequence[int], *, jointly: bool, absolute: bool) -> list[np.ndarray]:
+def highest(
+    scores: Sequence[np.ndarray],
+    keep: Sequence[int],
+    *,
+    groups: Sequence[int],
+    weights: Sequence[int],
+    absolute: bool,
+) -> list[np.ndarray]:
     """The masks of the highest scores: what `counting.highest` gives, bit by bit.
 
     Args:
       scores: One NumPy array a leaf.
-      keep: How many stay, in all or of each leaf.
-      jointly: Whether all leaves compete.
+      keep: How many stay of each group, by weight.
+      groups: For each leaf the group whose scores it competes with, ascending from 0.
+      weights: For each leaf how much one of its scores counts.
       absolute: Whether scores rank by absolute value.
     """
-    values = [_comparable(score.reshape(-1), absolute) for score in scores]
-    if jointly:
-        kept = _highest(np.concatenate(values), keep[0]) if values else np.ones(0, bool)
-        flat = np.split(kept, np.cumsum([value.size for value in values])[:-1])
-    else:
-        flat = [_highest(value, number) for value, number in zip(values, keep, strict=True)]
-    return [mask.reshape(score.shape) for mask, score in zip(flat, scores, strict=True)]
+    masks = list[np.ndarray]()
+    for group, number in enumerate(keep):
+        members = [leaf for leaf, its_group in enumerate(groups) if its_group == group]
+        values = [_repeated(_comparable(scores[leaf].reshape(-1), absolute), weights[leaf]) for leaf in members]
+        kept = _highest(np.concatenate(values), number)
+        for leaf, part in zip(members, np.split(kept, np.cumsum([value.size for value in values])[:-1]), strict=True):
+            whole: Any = part if weights[leaf] == 1 else part.reshape(-1, weights[leaf]).all(axis=1)
+            masks.append(whole.reshape(scores[leaf].shape))
+    return masks
+
+
+def _repeated(values: np.ndarray, weight: int) -> np.ndarray:
+    """A score of weight two stands there twice, and stays if both may."""
+    return values if weight == 1 else np.repeat(values, weight)
 
 
 def _comparable(values: np.ndarray, absolute: bool) -> np.ndarray:

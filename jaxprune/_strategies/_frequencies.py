@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxprune import budgets
-from jaxprune._arrays import checks, meshes, tree
-from jaxprune._masks import frequency, masking
+from jaxprune._arrays import checks, tree
+from jaxprune._masks import frequency, masking, spectra
 from jaxprune._selection import frequencies, requests
 from jaxprune._strategies._from_scores import UNSTRUCTURED
 from jaxprune._strategies._within import pruned
@@ -71,10 +71,11 @@ def dft(
             _removed_last(r, earlier[path], a, transform)
             for (path, _), r, a in zip(rows, rankings, normalised, strict=True)
         ]
+    ranked = [frequencies.Ranking(r, s, a, transform) for r, s, a in zip(rankings, shapes, normalised, strict=True)]
     masks = treedef.unflatten(
         [
-            frequency.Spectral(frequencies.select_frequencies(r, count, s, a, transform), a, transform)
-            for r, count, s, a in zip(rankings, counts, shapes, normalised, strict=True)
+            frequency.Spectral(keep, a, transform)
+            for keep, a in zip(frequencies.select_frequencies(ranked, counts), normalised, strict=True)
         ]
     )
     return masks if within is None else masking.intersection(masks, within)
@@ -100,7 +101,7 @@ def _axes_of(path: str, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _ranking(leaf: Any, axes: tuple[int, ...], keep: str, transform: frequency.Transform) -> Float[Array, "..."]:
-    energies = frequency.energy(meshes.gather(leaf, *range(leaf.ndim)), axes, transform)
+    energies = spectra.energy(jnp.asarray(leaf), axes, transform)
     if keep == "energy":
         return energies
     radius = jnp.asarray(frequency.radius(leaf.shape, axes, transform), energies.dtype)

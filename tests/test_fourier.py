@@ -1,0 +1,100 @@
+"""Frequencies by products with small matrices, as on a TPU: the same as by FFT."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune
+from jaxprune._masks import fourier, spectra
+
+SLOW = pytest.mark.slow
+# Small and large axes, with and without factors, one to three axes, and leading ones.
+CASES = [
+    ((7, 9), (-2, -1)),
+    ((130, 300), (-2, -1)),
+    ((3, 3, 16, 12), (-4, -3)),
+    *(
+        pytest.param(shape, axes, marks=SLOW)
+        for shape, axes in [
+            ((12, 20), (-2, -1)),
+            ((1, 1), (-2, -1)),
+            ((3, 257, 40), (-2, -1)),
+            ((1031, 6), (-2, -1)),
+            ((4, 5, 6), (-3, -2, -1)),
+            ((5, 144), (-1,)),
+            ((144, 200), (-2,)),
+        ]
+    ),
+]
+
+
+def random(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def error(found, expected):
+    return float(np.max(abs(np.asarray(found) - expected)) / max(np.max(abs(np.asarray(expected))), 1e-30))
+
+
+@pytest.mark.parametrize("transform", ["dft", "dct"])
+@pytest.mark.parametrize(("shape", "axes"), CASES, ids=str)
+def test_energies_and_projections_are_those_of_the_fft(shape, axes, transform):
+    kernel = random(shape)
+    options = {"axes": axes, "transform": transform}
+    keep = jaxprune.dft([kernel], 0.6, **options)[0].keep
+
+    @jax.jit
+    def by_products(kernel):
+        energy, project = (
+            functools.partial(function, **options, along=spectra._by_products)
+            for function in (spectra._energy, spectra._projected)
+        )
+        return energy(kernel), project(kernel, keep)
+
+    energies, projected = by_products(kernel)
+    assert error(energies, spectra._energy_by_fft(kernel, **options)) < 1e-5
+    assert error(projected, spectra._projected_by_fft(kernel, keep, **options)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1000, 1152, 2048, 3000, 4096, 5120, 11008, 14336])
+def test_sizes_of_language_models_are_exact_to_float32(size):
+    lines = random((2, size, 3))
+    found = np.asarray(fourier.transformed(lines, -2, "dft", size))
+    expected = np.fft.fft(np.asarray(lines[0]) + 1j * np.asarray(lines[1], np.float64), axis=0, norm="ortho")
+    assert error(found[0] + 1j * found[1], expected) < 2e-6
+
+
+def test_an_axis_without_small_factors_is_left_to_the_fft():
+    assert fourier.serves(4096)
+    assert fourier.serves(1021)
+    assert not fourier.serves(1031)
+    assert not fourier.serves(2 * 2053)
+
+
+def test_a_projection_by_products_has_a_gradient_and_a_batch():
+    kernels = random((3, 130, 12))
+    options = {"axes": (-2, -1), "transform": "dft"}
+    keep = jaxprune.dft([kernels[0]], 0.6)[0].keep
+    project = functools.partial(spectra._projected, keep=keep, **options, along=spectra._by_products)
+    each = jnp.stack([project(kernel) for kernel in kernels])
+    np.testing.assert_allclose(jax.vmap(project)(kernels), each, atol=1e-5)
+    other = random((130, 12), 1)
+    # A projection is its own transpose.
+    gradient = jax.grad(lambda kernel: jnp.vdot(project(kernel), other))(kernels[0])
+    np.testing.assert_allclose(gradient, project(other), atol=1e-5)
+
+
+def test_lowered_for_a_tpu_there_is_no_fft():
+    def step(kernel):
+        mask = jaxprune.dft([kernel], 0.5)[0]
+        return mask.project(kernel)
+
+    def program(platform):
+        return jax.jit(step).trace(jax.ShapeDtypeStruct((160, 144), jnp.float32)).lower(lowering_platforms=(platform,))
+
+    assert "fft" not in program("tpu").as_text()
+    assert "fft" in program("cpu").as_text()
