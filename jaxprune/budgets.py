@@ -390,7 +390,7 @@ def _growth_count(scores: list[Score], fraction: Any) -> Int[Array, ""] | Wide:
     more = wide.plus(infinite, wide.added([wide.counted(k > low) for k in keys]))
     value = lax.bitcast_convert_type(low, jnp.float32)
     short = jnp.maximum(wanted - above(low + 1), 0)
-    ties = jnp.where(value > 0, jnp.ceil(short / jnp.where(value > 0, value, jnp.ones_like(value))), 0)
+    ties = jnp.ceil(short / value)  # the key found is above that of 0
     size = sum(score.size for score in scores)
     count = wide.at_most(wide.plus(more, wide.rounded(ties)), wide.of(size))
     return count if size >= 2**31 else wide.clipped(count)

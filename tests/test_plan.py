@@ -84,6 +84,25 @@ def test_a_part_that_is_missing_or_garbled_is_refused(saved, change):
         Plan.load(changed(saved, change))
 
 
+def test_a_size_is_below_what_an_index_can_hold(saved):
+    def resized(size):
+        return changed(saved, lambda d: (d.pop("crc32", None), d["leaves"]["layer/kernel"].update(shape=[size, 6])))
+
+    assert Plan.load(resized(2**63 - 1)).leaves["layer/kernel"].small == (2**63 - 1, 3)
+    with pytest.raises(ValueError, match="9223372036854775808 is not a size or an index"):
+        Plan.load(resized(2**63))
+
+
+def test_a_part_belongs_to_the_last_parameter_on_its_path():
+    plan = Plan({"w": LeafPlan((4,), {0: np.array([1, 3])}), "a/w": LeafPlan((4,), {0: np.array([0, 2])})})
+    four = jnp.arange(4.0)
+    state = {"w": {"m": four}, "s": {"a": {"w": {"n": {"m": four}}}}, "x": {"m": four}}
+    taken = plan.take(state)
+    assert taken["w"]["m"].tolist() == [1, 3]
+    assert taken["s"]["a"]["w"]["n"]["m"].tolist() == [0, 2]
+    assert taken["x"]["m"].tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("keep", "message"),
     [

@@ -74,6 +74,10 @@ def gradients(params, step):
     )
 
 
+def numbers(*shape):
+    return jnp.arange(float(np.prod(shape))).reshape(shape)
+
+
 def value(params):
     return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
 
@@ -128,7 +132,7 @@ def test_the_factored_moments_of_adafactor_follow_the_larger_axis(shape, keep, l
     """Moments of a product of one vector per axis are the same product, whichever axes are the largest."""
     plan = jaxprune.Plan({"w": LeafPlan(shape, {axis: np.arange(n) for axis, n in keep.items()})})
     optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=least)
-    params = {"w": jnp.ones(shape)}
+    params = {"w": jnp.full(shape, 1e-3)}
     for axis, size in enumerate(shape):
         factor = 1 + jnp.arange(size, dtype=jnp.float32) / size
         params["w"] *= factor.reshape([-1 if a == axis else 1 for a in range(len(shape))])
@@ -143,6 +147,29 @@ def test_the_factored_moments_of_adafactor_follow_the_larger_axis(shape, keep, l
     assert jax.tree.map(np.shape, abstract) == jax.tree.map(np.shape, taken)
     for found, own in zip(moments(taken).values(), moments(stepped(small)).values(), strict=True):
         np.testing.assert_allclose(found / max(jnp.max(found), 1e-30), own / max(jnp.max(own), 1e-30), rtol=1e-4)
+
+
+def test_factored_moments_of_nothing_stay_zero():
+    optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=3)
+    state = optimizer.init({"w": jnp.ones((8, 4))})
+    taken = jaxprune.Plan({"w": LeafPlan((8, 4), {0: np.arange(3)})}).take(state)
+    for moment, shape in zip(moments(taken).values(), [(3,), (4,), (1,)], strict=True):
+        np.testing.assert_array_equal(moment, np.zeros(shape))
+
+
+def test_factored_moments_keep_their_values():
+    rows, columns = numbers(8) + 1, numbers(4) + 1
+    state = optax.scale_by_factored_rms(min_dim_size_to_factor=3).init({"w": jnp.ones((8, 4))})
+    state = state._replace(v_row={"w": columns}, v_col={"w": rows}, v={"w": jnp.ones(1)})
+    full = np.outer(rows, columns / 2.5)
+    for keep, expected in (
+        ({0: [1, 2, 4, 5, 7]}, (columns, rows[np.array([1, 2, 4, 5, 7])], np.ones(1))),  # the larger axis stays it
+        ({1: [0, 2, 3]}, (columns[np.array([0, 2, 3])], rows, np.ones(1))),
+        ({1: [3]}, (np.zeros(1), np.zeros(1), full[:, [3]])),  # no longer factored
+    ):
+        plan = jaxprune.Plan({"w": LeafPlan((8, 4), {axis: np.array(kept) for axis, kept in keep.items()})})
+        for found, wanted in zip(moments(plan.take(state)).values(), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_packed_masks_in_a_state_are_taken():
@@ -165,6 +192,9 @@ def test_a_mask_over_frequencies_of_what_shrinks_is_refused():
     masks = {"b": {"kernel": jaxprune.dft(jnp.ones((8, 3)), 0.5)}}
     with pytest.raises(ValueError, match="'b/kernel' is over frequencies"):
         PLAN.take(masks)
+    # A leaf that the plan does not know, and one that keeps all of itself.
+    others = {"c": {"kernel": masks["b"]["kernel"]}, "b": {"bias": jaxprune.dft(jnp.ones((1, 3)), 0.5)}}
+    assert jax.tree.leaves(PLAN.take(others)) == jax.tree.leaves(others)
 
 
 @pytest.mark.skipif(not hasattr(optax.contrib, "galore"), reason="optax before 0.2.7")
@@ -184,3 +214,51 @@ def test_the_parts_of_a_state_below_each_parameter_are_taken():
     }  # fmt: skip
     with pytest.raises(ValueError, match="'a/kernel/m' has shape"):
         PLAN.take({"a": {"kernel": {"m": jnp.ones((2, 9))}}})
+
+
+def test_each_part_keeps_its_own_values():
+    flat, kernel = np.arange(83.0), np.arange(24.0).reshape(8, 3)
+    state = {
+        "mu": {"b": {"kernel": numbers(8, 3)}},
+        "b": {"kernel": {"m": numbers(8, 3), "0": numbers(8), "1": numbers(3), "count": jnp.ones(())}},
+        "flat": numbers(83),
+        "other": numbers(8, 3),
+        "83": jnp.arange(83),  # no moments, since these are floating
+    }
+    expected = {
+        "mu": {"b": {"kernel": kernel[KEPT]}},
+        "b": {"kernel": {"m": kernel[KEPT], "0": KEPT, "1": np.arange(3), "count": 1}},
+        "flat": np.concatenate([
+            flat[:8][KEPT], flat[8:56].reshape(6, 8)[:, KEPT].ravel(), flat[56:59],
+            flat[59:].reshape(8, 3)[KEPT].ravel(),
+        ]),
+        "other": kernel,
+        "83": np.arange(83),
+    }  # fmt: skip
+    taken = PLAN.take(state)
+    jax.tree.map(np.testing.assert_array_equal, taken, expected)
+    assert jax.tree.map(np.shape, PLAN.take(jax.eval_shape(lambda: state))) == jax.tree.map(np.shape, expected)
+    back = PLAN.put({"b": {"kernel": {"m": taken["b"]["kernel"]["m"], "row": jnp.ones((1, 3))}}}, -1.0)["b"]["kernel"]
+    wide = np.full((8, 3), -1.0)
+    wide[KEPT] = kernel[KEPT]
+    np.testing.assert_array_equal(back["m"], wide)
+    np.testing.assert_array_equal(back["row"], np.ones((1, 3)))
+
+
+def test_layers_that_keep_different_units_are_taken_and_put_back():
+    kept = np.array([[0, 2], [1, 3], [0, 3]])
+    for shape, stack, axis in (((3, 2, 4), 0, 2), ((4, 3), 1, 0), ((2, 3, 4), 1, 2)):
+        plan = jaxprune.Plan({"w": LeafPlan(shape, {axis: kept}, stack)})
+        full = np.arange(float(np.prod(shape))).reshape(shape)
+        # With the layers in front and the units behind.
+        turned = np.moveaxis(full, (stack, axis), (0, -1)).reshape(3, -1, 4)
+        small = np.stack([turned[layer][:, kept[layer]] for layer in range(3)])
+        wide = np.full(turned.shape, 9.0)
+        for layer in range(3):
+            wide[layer][:, kept[layer]] = small[layer]
+        taken = plan.take({"w": jnp.asarray(full)})
+        back = plan.put(taken, 9.0)
+        for found, expected in ((taken, small), (back, wide)):
+            np.testing.assert_array_equal(
+                np.moveaxis(found["w"], (stack, axis), (0, -1)).reshape(expected.shape), expected
+            )

@@ -68,7 +68,7 @@ def smaller(moments: Moments, shape: tuple[int, ...], small: tuple[int, ...], le
         row, col = take(moments.row, (first,)), take(moments.col, (second,))
         return Moments(row, col, moments.full) if first == new_first else Moments(col, row, moments.full)
     mean = jnp.mean(moments.row, axis=second - (second > first), keepdims=True)
-    share = jnp.where(mean > 0, moments.row / jnp.where(mean > 0, mean, 1), 0).astype(moments.row.dtype)
+    share = moments.row / jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)  # 0 where all rows are
     row, col = take(share, (first,)), take(moments.col, (second,))
     full = jnp.expand_dims(row, first) * jnp.expand_dims(col, second)
     if not is_still:

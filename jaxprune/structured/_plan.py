@@ -170,7 +170,7 @@ class Plan:
     def _within(self, path: str) -> tuple[str | None, str]:
         """The parameter that a leaf belongs to by a part of its path, and what follows that part."""
         parts = path.split("/")
-        for end in range(len(parts) - 1, 0, -1):
+        for end in reversed(range(len(parts))):
             for start in range(end):
                 name = "/".join(parts[start:end])
                 if name in self.leaves:
@@ -182,7 +182,7 @@ class Plan:
         if not tree.is_array(leaf):
             return None
         name, after = self._match(path), ""
-        if name is None and tree.is_floating(leaf) and leaf.size > 1:
+        if name is None and tree.is_floating(leaf):
             name, after = self._within(path)
         if name is None or not self.leaves[name].keep:
             return None
@@ -246,7 +246,7 @@ class Plan:
             return leaf
         array = jnp.asarray(leaf)
         for axis, kept in plan.keep.items():
-            if array.shape[axis] == kept.shape[-1] and (kept.shape[-1] > 1 or plan.small[axis] == 1):
+            if array.shape[axis] == kept.shape[-1]:
                 wide = (*array.shape[:axis], plan.shape[axis], *array.shape[axis + 1 :])
                 where = index(kept, axis, plan.stack, array.shape)
                 array = jnp.full(wide, fill, array.dtype).at[where].set(array)
