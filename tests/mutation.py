@@ -27,12 +27,15 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.work_item import MutationSpec, TestOutcome
 
 MODULES = {
-    "budgets": (["budgets.py"], ["test_budgets.py", "test_measured.py", "test_properties.py"]),
+    "budgets": (["budgets.py"], ["test_defaults.py", "test_budgets.py", "test_measured.py", "test_properties.py"]),
     "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_first_steps.py"]),
-    "patterns": (["patterns.py"], ["test_protocols.py", "test_properties.py", "test_selection.py"]),
+    "patterns": (["patterns.py"], ["test_defaults.py", "test_protocols.py", "test_properties.py", "test_selection.py"]),
     "selection": (["_selection"], ["test_selection.py", "test_protocols.py"]),
-    "transforms": (["_transforms"], ["test_first_steps.py", "test_transforms.py", "test_sparse_training.py"]),
-    "layerwise": (["layerwise"], ["test_kept.py", "test_layerwise.py"]),
+    "transforms": (
+        ["_transforms"],
+        ["test_defaults.py", "test_first_steps.py", "test_transforms.py", "test_sparse_training.py"],
+    ),
+    "layerwise": (["layerwise"], ["test_defaults.py", "test_kept.py", "test_layerwise.py"]),
     "plan": (["structured/_plan.py", "structured/_factored.py"], ["test_plan.py", "test_states.py"]),
     "coupling": (["_jaxpr/coupling"], ["test_coupling.py", "test_shrink.py", "test_zoo.py"]),
 }
@@ -42,14 +45,14 @@ TIMEOUT = 900.0
 
 
 def without_effect(file: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The places, from and to, where a change changes nothing: annotations, and the `strict=` of `zip`."""
+    """The places, from and to, where a change changes nothing: annotations, `strict=` and `batch_size=`."""
     places = list[ast.expr]()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.arg | ast.AnnAssign):
             places += [node.annotation] if node.annotation else []
         elif isinstance(node, ast.FunctionDef):
             places += [node.returns] if node.returns else []
-        elif isinstance(node, ast.keyword) and node.arg == "strict":
+        elif isinstance(node, ast.keyword) and node.arg in ("strict", "batch_size"):
             places.append(node.value)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
             places.append(node.func)  # list[int | None]()

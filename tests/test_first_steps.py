@@ -185,6 +185,21 @@ def test_exchanged_weights_start_from_nothing(optimizer, begin, method):
     agree(found, expected)
 
 
+@pytest.mark.parametrize(("end", "staying"), [(3, [11, 14, 16]), (1, [11])])
+def test_rigl_exchanges_by_a_falling_cosine_unless_told_otherwise(end, staying):
+    masks = {"kernel": jnp.asarray(FIXED["single"]["kernel"])}
+    found, chosen = run(jaxprune.rigl(optax.sgd(RATE), masks, begin=1, end=end, every=1), steps=end + 1)
+    np.testing.assert_array_equal(chosen[0], masks["kernel"])
+    for step, stay in enumerate(staying, 1):
+        weights, before = found[step - 1], np.asarray(chosen[step - 1])
+        kept = np.zeros(32, bool)
+        kept[np.argsort(-np.where(before, np.abs(weights), -1).ravel(), kind="stable")[:stay]] = True
+        grown = np.where(kept, np.inf, np.abs(gradient(weights)).ravel())
+        expected = np.zeros(32, bool)
+        expected[np.argsort(-grown, kind="stable")[:16]] = True
+        np.testing.assert_array_equal(np.asarray(chosen[step]).ravel(), expected)
+
+
 @pytest.mark.parametrize("begin", [0, 1])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_acdc_trains_sparse_and_dense_in_turn(optimizer, begin):
@@ -365,3 +380,40 @@ def test_a_caller_keeps_its_masks_when_a_step_overwrites_the_state():
         step = jax.jit(lambda p, s, t=transform: t.update(p, s, p), donate_argnums=1)
         step(params, transform.init(params))
         assert int(masks["kernel"].sum()) == 16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unit", "most"), [(jnp.bfloat16, 2.0**-7, 4), (jnp.float32, 2.0**-20, 10)], ids=["bfloat16", "float32"]
+)
+def test_frequencies_may_be_off_by_their_rounding_and_no_more(dtype, unit, most):
+    keep = jnp.zeros((8, 5), bool).at[0, 0].set(True)
+    mask = {"kernel": jaxprune.dft({"kernel": jnp.ones((8, 8), dtype)}, 0.5)["kernel"]}
+    mask = {"kernel": jax.tree.map(lambda _: keep, mask["kernel"])}
+
+    def off(units):
+        return {"kernel": jnp.ones((8, 8), dtype).at[3, 3].add(units * unit)}
+
+    jaxprune.check_masked(off(most), mask)
+    with pytest.raises(ValueError, match=r"'kernel' \(off by"):
+        jaxprune.check_masked(off(most + 1), mask)
+
+
+def test_a_state_owns_each_of_its_arrays_once():
+    """Else a step that is given the state to overwrite would delete the parameters, or overwrite an array twice."""
+    params = {"kernel": jnp.asarray(START)}
+    own = jnp.ones(3)
+    inner = optax.GradientTransformation(lambda p: (p, p, own), lambda updates, state, p=None: (updates, state))
+    for transform in (
+        jaxprune.masked(inner, FIXED["single"]),
+        jaxprune.gradual(inner, jaxprune.magnitude, 0.5, end=3),
+        jaxprune.dpf(inner, jaxprune.magnitude, 0.5, end=3),
+        jaxprune.movement(inner, jaxprune.from_scores, 0.5, end=3),
+        jaxprune.soft_threshold(inner, 0.1),
+    ):
+        state = transform.init(params)
+        arrays = jax.tree.leaves((state, params))
+        assert len(set(map(id, arrays))) == len(arrays)
+        expected = np.where(np.asarray(jaxprune.masks_of(state)["kernel"]), START, 0)
+        for copy in (*state.inner[:2], jax.jit(transform.init)(params).inner[1]):
+            np.testing.assert_array_equal(copy["kernel"], expected)
+        assert state.inner[2] is own

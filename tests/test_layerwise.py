@@ -409,6 +409,25 @@ def test_damping_factorises():
     assert damped.steps == 0
 
 
+@pytest.mark.parametrize(("beyond", "steps", "damping"), [(0.0, 1, 1e-6), (3e-4, 4, 1e-3), (499.0, 10, 1e3)])
+def test_damping_rises_tenfold_from_a_millionth_up_to_ten_times(beyond, steps, damping):
+    gram = jnp.array([[1.0, 1 + beyond], [1 + beyond, 1.0]])
+    with pytest.warns(UserWarning, match=f"raised {steps} times, to {damping:g} of"):
+        damped = layerwise.damp(gram, damping=0.0)
+    assert damped.steps == steps
+    np.testing.assert_allclose(damped.damping, damping, rtol=1e-6)
+    np.testing.assert_allclose(damped.gram, gram + damping * jnp.eye(2), rtol=1e-6)
+    with pytest.raises(ValueError, match="could not be factorised, even with 1000 of its mean"):
+        layerwise.damp(gram.at[0, 1].set(1200.0).at[1, 0].set(1200.0), damping=0.0)
+
+
+def test_the_mean_for_damping_is_over_inputs_that_were_seen():
+    damped = layerwise.damp(jnp.diag(jnp.array([1.0, 0.0, 3.0, 0.0])), damping=0.5)
+    np.testing.assert_allclose(jnp.diagonal(damped.gram)[jnp.array([0, 2])], [2.0, 4.0], rtol=1e-6)
+    assert 0 < damped.gram[1, 1] < 1e-3
+    assert damped.steps == 0
+
+
 def test_under_transformations():
     kernel, gram = (jnp.asarray(a) for a in layer(64, 32, 128))
     for method in (layerwise.sparsegpt, layerwise.admm):
