@@ -417,3 +417,25 @@ def test_a_state_owns_each_of_its_arrays_once():
         for copy in (*state.inner[:2], jax.jit(transform.init)(params).inner[1]):
             np.testing.assert_array_equal(copy["kernel"], expected)
         assert state.inner[2] is own
+
+
+@pytest.mark.parametrize("name", ["gradual", "acdc", "dpf", "movement", "rigl", "sparse_evolution"])
+def test_a_schedule_is_checked_at_both_of_its_ends(name):
+    def transform(wrong):
+        optimizer, schedule = optax.sgd(RATE), lambda step: jnp.where(step == wrong, 2.0, 0.5)
+        options = {"begin": 2, "end": 5, "every": 1}
+        if name == "rigl":
+            return jaxprune.rigl(optimizer, FIXED["single"], drop=schedule, **options)
+        if name == "sparse_evolution":
+            return jaxprune.sparse_evolution(jax.random.key(0), optimizer, FIXED["single"], drop=schedule, **options)
+        strategy = jaxprune.from_scores if name == "movement" else jaxprune.magnitude
+        return getattr(jaxprune, name)(optimizer, strategy, schedule, **options)
+
+    params, word = (
+        {"kernel": jnp.asarray(START)},
+        "sparsity" if name in ("gradual", "acdc", "dpf", "movement") else "drop",
+    )
+    for wrong in (0, 3):
+        with pytest.raises(ValueError, match=rf"`{word}\({wrong}\)` must be a fraction .* got 2"):
+            transform(wrong).init(params)
+    transform(4).init(params)
