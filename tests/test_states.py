@@ -172,6 +172,14 @@ def test_factored_moments_keep_their_values():
             np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_what_is_not_factored_tells_from_which_size_on_others_are():
+    params = {"small": jnp.ones((2, 2)), "w": jnp.ones((8, 4))}
+    optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=3)
+    plan = jaxprune.Plan({"small": LeafPlan((2, 2)), "w": LeafPlan((8, 4), {1: np.array([0, 3])})})
+    taken, expected = plan.take(optimizer.init(params)), optimizer.init(plan.take(params))
+    assert jax.tree.map(np.shape, taken) == jax.tree.map(np.shape, expected)
+
+
 def test_packed_masks_in_a_state_are_taken():
     params = full_params()
     optimizer = jaxprune.gradual(

@@ -153,10 +153,8 @@ class Plan:
 
     def _match(self, path: str) -> str | None:
         """The parameter that a leaf mirrors: the one whose path, up to its first key, ends the leaf's."""
-        if path in self.leaves:
-            return path
         parts = path.split("/")
-        for start in range(1, len(parts)):
+        for start in range(len(parts)):
             end = "/".join(parts[start:])
             if end in self.leaves:
                 return end
