@@ -172,6 +172,19 @@ def test_factored_moments_keep_their_values():
             np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_factored_moments_of_layers_that_keep_different_units():
+    kept = np.array([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [0, 2, 4, 6, 7]])
+    state = optax.scale_by_factored_rms(min_dim_size_to_factor=4).init({"w": jnp.ones((3, 8, 6))})
+    state = state._replace(v_row={"w": numbers(3, 6)}, v_col={"w": numbers(3, 8)})
+    taken = moments(jaxprune.Plan({"w": LeafPlan((3, 8, 6), {1: kept}, 0)}).take(state))
+    # The units were the larger axis and no longer are.
+    np.testing.assert_array_equal(taken["v_row"], np.take_along_axis(np.arange(24.0).reshape(3, 8), kept, 1))
+    np.testing.assert_array_equal(taken["v_col"], np.arange(18.0).reshape(3, 6))
+    tall = optax.scale_by_factored_rms(min_dim_size_to_factor=4).init({"w": jnp.ones((8, 6, 3))})
+    with pytest.raises(ValueError, match="is a mean over layers that keep different units"):
+        jaxprune.Plan({"w": LeafPlan((8, 6, 3), {1: np.tile(kept[:1], (8, 1))}, 0)}).take(tall)
+
+
 def test_what_is_not_factored_tells_from_which_size_on_others_are():
     params = {"small": jnp.ones((2, 2)), "w": jnp.ones((8, 4))}
     optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=3)
@@ -270,3 +283,9 @@ def test_layers_that_keep_different_units_are_taken_and_put_back():
             np.testing.assert_array_equal(
                 np.moveaxis(found["w"], (stack, axis), (0, -1)).reshape(expected.shape), expected
             )
+
+
+def test_moments_by_axis_of_a_square_kernel_are_told_apart():
+    plan = jaxprune.Plan({"w": LeafPlan((8, 8), {1: KEPT})})
+    taken = plan.take({"w": {"0": numbers(8), "1": numbers(8)}})
+    assert jax.tree.map(list, taken) == {"w": {"0": list(range(8)), "1": list(KEPT)}}
