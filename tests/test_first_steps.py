@@ -439,3 +439,16 @@ def test_a_schedule_is_checked_at_both_of_its_ends(name):
         with pytest.raises(ValueError, match=rf"`{word}\({wrong}\)` must be a fraction .* got 2"):
             transform(wrong).init(params)
     transform(4).init(params)
+
+
+def test_every_leaf_is_checked_behind_dense_and_frequency_masks():
+    params = {name: jnp.asarray(START) for name in ("a", "b", "c", "d")}
+    masks = {
+        "a": None,
+        "b": FIXED["frequencies"]["kernel"],
+        "c": FIXED["single"]["kernel"],
+        "d": FIXED["2:4"]["kernel"],
+    }
+    with pytest.raises(ValueError, match=r"'b' \(off by \S+\), 'c' \(16 of 16\), 'd' \(16 of 16\)"):
+        jaxprune.check_masked(params, masks)
+    jaxprune.check_masked(jaxprune.apply(params, masks), masks)
