@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 
 def opaque_indices(number: int, always: Bool[Array, ""]) -> list[UInt[Array, ""]]:
@@ -38,18 +38,19 @@ def any_on_all_cores(flags: Bool[Array, " flag"]) -> Bool[Array, ""]:
     return jnp.sort(flags)[-1]
 
 
-def kept_in_loop(varying: Any, *arrays: Any) -> tuple[Any, ...]:
+def kept_in_loop(passes: Int[Array, ""], *arrays: Any) -> tuple[Any, ...]:
     """The arrays, such that what a loop computes from them stays in the loop.
 
     XLA moves what does not change from pass to pass out of a loop and keeps it in memory: the keys and places of all
-    scores, two copies of the model (JAX 0.10 on a CPU, and on a TPU; `pytest tests/test_selection.py -k copied`).
+    scores, two copies of the model (JAX 0.10 on a CPU, and on a TPU; `pytest tests/test_selection.py -k copied`). A
+    barrier is no help where a program is partitioned for several chips of a TPU, so the first operation on each array
+    depends on the pass.
 
     Args:
-      varying: Something that changes in the loop.
+      passes: How many the loop has made; not negative, which XLA does not know.
       arrays: What to compute from.
     """
-    *same, _ = lax.optimization_barrier((*arrays, varying))
-    return tuple(same)
+    return tuple(jnp.where(passes < 0, jnp.full_like(array, 1), array) for array in arrays)
 
 
 def shares_of(largest: Float[Array, ""], *arrays: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
