@@ -118,11 +118,17 @@ class NM:
             return _best_of_each(ordering.keys(scores), axis, self.n, self.m)
         if not scores.size:
             return jnp.ones(scores.shape, bool)
-        if self.m <= _UNROLLED and not meshes.is_sharded(scores):
-            return _best_of_each_traced(scores, axis, self.n, self.m)
-        groups = meshes.grouped(scores, axis, self.m)
-        keep = jnp.full([1 if a == axis + 1 else size for a, size in enumerate(groups.shape)], self.n, jnp.int32)
-        return meshes.like(ordering.highest(groups, keep, (axis + 1,)).reshape(scores.shape), scores)
+        if self.m > _UNROLLED:
+            groups = meshes.grouped(scores, axis, self.m)
+            keep = jnp.full([1 if a == axis + 1 else size for a, size in enumerate(groups.shape)], self.n, jnp.int32)
+            mask = ordering.highest(groups, keep, (axis + 1,)).reshape(scores.shape)
+        elif meshes.is_sharded(scores):
+            # Neighbours along the axis may lie on other devices; those in a group do not.
+            groups = meshes.grouped(scores, axis, self.m)
+            mask = _best_of_each_traced(groups, axis + 1, self.n, self.m).reshape(scores.shape)
+        else:
+            mask = _best_of_each_traced(scores, axis, self.n, self.m)
+        return meshes.like(mask, scores)
 
     def _shared(self, scores: Score, axis: int) -> Mask:
         """One choice for each group of outputs: those along the other of the last two axes."""
