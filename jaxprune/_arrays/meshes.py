@@ -2,7 +2,7 @@
 
 While a function is traced, only the type of an array tells that it is on a mesh. On a mesh with explicit axes the type
 also holds the sharding, and a reshape across shards needs a gather first. With automatic axes the partitioner decides
-after tracing, and the functions here that ask for a sharding do nothing but `like`.
+after tracing, and the functions here that ask for a sharding do nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
@@ -78,8 +77,7 @@ def grouped(array: Any, axis: int, size: int) -> Any:
 def like(array: Any, other: Any) -> Any:
     """The array, sharded as `other` is along the axes in which they have the same size.
 
-    While a function is traced, the sharding is known on an explicit mesh only. With automatic axes the partitioner is
-    told that both lie alike if they have the same shape.
+    While a function is traced, this asks for a sharding on an explicit mesh only.
 
     Args:
       array: Of as many axes as `other`, or of fewer, which are then its last.
@@ -87,8 +85,6 @@ def like(array: Any, other: Any) -> Any:
     """
     sharding = _sharding_like(array.shape, other)
     if isinstance(array, Tracer) or isinstance(other, Tracer):
-        if array.shape == other.shape and is_sharded(other) and not _is_explicit(sharding.mesh):
-            return shard_alike(array, other)[0]
         return moved(array, sharding.mesh, list(sharding.spec))
     return array if sharding.mesh.empty else jax.device_put(array, sharding)
 
