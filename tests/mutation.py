@@ -30,7 +30,7 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome
 
 MODULES = {
     "budgets": (["budgets.py"], ["test_defaults.py", "test_budgets.py", "test_measured.py", "test_properties.py"]),
-    "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_first_steps.py"]),
+    "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_fourier.py", "test_first_steps.py"]),
     "patterns": (["patterns.py"], ["test_defaults.py", "test_protocols.py", "test_properties.py", "test_selection.py"]),
     "selection": (["_selection"], ["test_selection.py", "test_protocols.py"]),
     "transforms": (
