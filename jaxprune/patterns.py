@@ -7,7 +7,6 @@ A pattern is a value with three members, `sparsity`, `pool` and `expand` (see `j
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Shaped
 
 from jaxprune._arrays import checks, meshes, ordering, tree
 from jaxprune.typing import Count, Mask, Params, Score
@@ -115,7 +114,7 @@ class NM:
         if self.group > 1:
             return self._shared(scores, axis)
         if isinstance(scores, np.ndarray):
-            return _best_of_each(ordering.keys(scores), axis, self.n, self.m)
+            return ordering.best_of_each(ordering.keys(scores), axis, self.n, self.m)
         if not scores.size:
             return jnp.ones(scores.shape, bool)
         if self.m > _UNROLLED:
@@ -125,9 +124,9 @@ class NM:
         elif meshes.is_sharded(scores):
             # Neighbours along the axis may lie on other devices; those in a group do not.
             groups = meshes.grouped(scores, axis, self.m)
-            mask = _best_of_each_traced(groups, axis + 1, self.n, self.m).reshape(scores.shape)
+            mask = ordering.best_of_each_traced(groups, axis + 1, self.n, self.m).reshape(scores.shape)
         else:
-            mask = _best_of_each_traced(scores, axis, self.n, self.m)
+            mask = ordering.best_of_each_traced(scores, axis, self.n, self.m)
         return meshes.like(mask, scores)
 
     def _shared(self, scores: Score, axis: int) -> Mask:
@@ -199,41 +198,6 @@ class Along:
 
 
 _UNROLLED = 16  # up to here the comparisons with all others of a group are worth compiling
-
-
-def _best_of_each(keys: Int[Any, "..."], axis: int, n: int, m: int) -> Bool[Any, "..."]:
-    """Which are among the `n` highest of their `m`: those that fewer than `n` of the others come before.
-
-    Each is compared with its neighbours where they lie, so that nothing is moved into groups.
-    """
-    xp: Any = np if isinstance(keys, np.ndarray) else jnp  # so that nothing is compiled for concrete scores
-    place = xp.arange(keys.shape[axis], dtype=np.int32) % m
-    place = place.reshape([-1 if a == axis else 1 for a in range(keys.ndim)])
-    rank = xp.zeros(keys.shape, np.int32)
-    for distance in range(1, m):
-        later, earlier = _shifted(keys, axis, distance), _shifted(keys, axis, -distance)
-        rank = rank + ((later > keys) & (place < m - distance)).astype(np.int32)
-        rank = rank + ((earlier >= keys) & (place >= distance)).astype(np.int32)
-    return rank < n
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _best_of_each_traced(scores: Score, axis: int, n: int, m: int) -> Mask:
-    """Traced once for all leaves of a shape."""
-    return _best_of_each(ordering.keys(scores), axis, n, m)
-
-
-def _shifted(values: Int[Any, "..."], axis: int, distance: int) -> Int[Any, "..."]:
-    """At each place what stands so many places later; the lowest integer where nothing does."""
-    lowest = np.array(np.iinfo(values.dtype).min, values.dtype)
-    if isinstance(values, np.ndarray):
-        shifted = np.full_like(values, lowest)
-        ends = slice(max(-distance, 0), values.shape[axis] - max(distance, 0))
-        source = slice(max(distance, 0), values.shape[axis] - max(-distance, 0))
-        before = (slice(None),) * axis
-        shifted[(*before, ends)] = values[(*before, source)]
-        return shifted
-    return lax.pad(values, lowest, [(-distance, distance, 0) if a == axis else (0, 0, 0) for a in range(values.ndim)])
 
 
 @dataclasses.dataclass(frozen=True)

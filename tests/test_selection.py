@@ -398,3 +398,17 @@ def test_the_output_axis_that_a_name_contradicts_is_said():
 def test_patterns_check_their_options(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("m", [4, 16, 32])
+@pytest.mark.parametrize("shape", [(0, 8), (64, 0), (64, 3, 5)], ids=str)
+def test_n_of_m_is_the_same_in_host_memory_and_traced(m, shape):
+    # Few different values, hence ties; groups are compared in place up to 16, by bisection above.
+    scores = np.random.default_rng(0).integers(-2, 3, shape).astype(np.float32)
+    pattern = patterns.NM(m // 2, m, axis=0)
+    found = np.asarray(jax.jit(lambda s: jaxprune.select([s], 0, pattern=pattern)[0])(scores))
+    groups = scores.reshape(shape[0] // m, m, *shape[1:])
+    order = np.argsort(-groups, axis=1, kind="stable")
+    expected = (np.argsort(order, axis=1) < m // 2).reshape(shape)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(jaxprune.select([jnp.asarray(scores)], 0, pattern=pattern)[0], expected)

@@ -46,6 +46,41 @@ def keys(values: Float[Any, "..."] | Int[Array, "..."], absolute: bool = False) 
     return xp.where(magnitude > infinity, xp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
 
 
+def best_of_each(values: Int[Any, "..."], axis: int, n: int, m: int) -> Bool[Any, "..."]:
+    """Which are among the `n` highest of their `m`: those that fewer than `n` of the others come before.
+
+    Each is compared with its neighbours where they lie, so that nothing is moved into groups.
+    """
+    xp: Any = np if isinstance(values, np.ndarray) else jnp  # so that nothing is compiled for concrete scores
+    place = xp.arange(values.shape[axis], dtype=np.int32) % m
+    place = place.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    rank = xp.zeros(values.shape, np.int32)
+    for distance in range(1, m):
+        later, earlier = _shifted(values, axis, distance), _shifted(values, axis, -distance)
+        rank = rank + ((later > values) & (place < m - distance)).astype(np.int32)
+        rank = rank + ((earlier >= values) & (place >= distance)).astype(np.int32)
+    return rank < n
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def best_of_each_traced(scores: Float[Array, "..."], axis: int, n: int, m: int) -> Bool[Array, "..."]:
+    """Traced once for all leaves of a shape."""
+    return best_of_each(keys(scores), axis, n, m)
+
+
+def _shifted(values: Int[Any, "..."], axis: int, distance: int) -> Int[Any, "..."]:
+    """At each place what stands so many places later; the lowest integer where nothing does."""
+    lowest = np.array(np.iinfo(values.dtype).min, values.dtype)
+    if isinstance(values, np.ndarray):
+        shifted = np.full_like(values, lowest)
+        ends = slice(max(-distance, 0), values.shape[axis] - max(distance, 0))
+        source = slice(max(distance, 0), values.shape[axis] - max(-distance, 0))
+        before = (slice(None),) * axis
+        shifted[(*before, ends)] = values[(*before, source)]
+        return shifted
+    return lax.pad(values, lowest, [(-distance, distance, 0) if a == axis else (0, 0, 0) for a in range(values.ndim)])
+
+
 @functools.partial(jax.jit, static_argnames="axes")
 def highest(scores: Float[Array, "..."], keep: Int[Array, "..."], axes: tuple[int, ...]) -> Bool[Array, "..."]:
     """The highest scores of each of many lines, by bisection in one small loop.
