@@ -1,11 +1,13 @@
 """Frequencies by products with small matrices, as on a TPU: the same as by FFT."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune
 from jaxprune._masks import fourier, spectra
@@ -73,6 +75,70 @@ def test_an_axis_without_small_factors_is_left_to_the_fft():
     assert fourier.serves(1021)
     assert not fourier.serves(1031)
     assert not fourier.serves(2 * 2053)
+
+
+@pytest.mark.parametrize(
+    ("size", "factors"),
+    [(4096, (64, 64)), (128, (1, 128)), (129, (3, 43)), (131, (1, 131)), (1, (1, 1))],
+)
+def test_a_long_axis_has_two_factors_as_near_to_each_other_as_may_be(size, factors):
+    assert fourier._factors(size) == factors
+
+
+def test_the_largest_factor_has_1024_positions():
+    assert fourier.serves(1023 * 1024)
+    assert not fourier.serves(1024 * 1025)
+
+
+def test_a_long_axis_takes_matrices_of_its_factors_alone(monkeypatch):
+    made = list[tuple[int, int]]()
+    matrix = fourier._matrix
+    monkeypatch.setattr(fourier, "_matrix", lambda *sizes: made.append(sizes) or matrix(*sizes))
+    # Of 73 coefficients, 12 in a row, there are seven rows.
+    for size, outputs, expected in ((144, 73, [(12, 12), (12, 7)]), (12, 7, [(12, 7)])):
+        lines = jnp.zeros((1, size, 2))
+        jax.eval_shape(functools.partial(fourier.transformed, axis=-2, transform="dft", outputs=outputs), lines)
+        assert made == expected
+        made.clear()
+
+
+@pytest.mark.parametrize(("number", "lengths"), [(256, [2]), (129, [2]), (128, [])])
+def test_lines_go_through_one_loop_128_at_a_time(number, lengths):
+    program = jax.make_jaxpr(lambda lines: fourier.transformed(lines, -2, "dct", 2))(jnp.zeros((1, 2, number)))
+    assert [eqn.params["length"] for eqn in program.eqns if eqn.primitive.name == "scan"] == lengths
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "expected"),
+    [
+        ((4, 6, 8), (-2, -1), (("x",), -3)),
+        ((3, 8, 6), (-2, -1), (("x", "y"), -2)),
+        ((3, 4, 8, 8), (-3, -2, -1), (("x",), -3)),
+        ((8, 8), (-1,), (("x", "y"), -2)),
+        ((6, 8), (-2, -1), (("x",), -2)),
+        ((3, 8), (-2, -1), None),
+    ],
+)
+def test_a_kernel_is_cut_for_as_many_devices_as_may_be(shape, axes, expected):
+    """Along an axis that is not transformed, or else the first that is; never along the last."""
+    mesh = jax.sharding.AbstractMesh((2, 4), ("x", "y"))
+    kernel = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    cuts = list[Any]()
+    jax.eval_shape(lambda kernel: cuts.append(spectra._cut(kernel, axes)), kernel)
+    assert (cuts[0] and (cuts[0].names, cuts[0].axis)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "transform", "expected"),
+    [
+        ((3, 6), (-2, -1), "dft", [[1, 2, 2, 1]]),
+        ((3, 5), (-2, -1), "dft", [[1, 2, 2]]),
+        ((6, 3), (-2,), "dft", [[1], [2], [2], [1]]),
+        ((3, 6), (-2, -1), "dct", [[1]]),
+    ],
+)
+def test_inner_coefficients_have_two_degrees_of_freedom(shape, axes, transform, expected):
+    assert spectra.multiplicity(shape, axes, transform).tolist() == expected
 
 
 def test_a_projection_by_products_has_a_gradient_and_a_batch():

@@ -1,5 +1,7 @@
 """Masks: applying, combining, packing, and the errors that name the path."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -9,7 +11,9 @@ import pytest
 import jaxprune
 from jaxprune import filters
 from jaxprune._arrays import tree as trees
+from jaxprune._arrays.wide import Wide
 from jaxprune._evaluation import _metrics
+from jaxprune._masks import verbs
 
 
 def params():
@@ -37,6 +41,22 @@ def test_a_mask_broadcasts():
     masks = {"dense": {"kernel": jnp.arange(16)[None] < 4, "bias": None}, "stack": [None]}
     assert float(jaxprune.sparsity(tree, masks)) == 0.75
     assert int((jaxprune.apply(tree, masks)["dense"]["kernel"] != 0).sum()) == 24
+
+
+def test_counts_are_wide_where_they_may_pass_32_bits():
+    def counted(*shape):
+        leaf, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.bool_))
+        return jax.eval_shape(lambda leaf, mask: verbs.count("kernel", leaf, mask), leaf, mask)
+
+    assert counted(2**16, 2**15 - 1) == jax.ShapeDtypeStruct((), jnp.int32)
+    assert isinstance(counted(2**16, 2**15), Wide)
+
+
+def test_a_mask_that_broadcasts_is_counted_as_it_is():
+    count = functools.partial(verbs.count, "kernel")
+    leaf, mask = jnp.ones((50, 3)), jnp.array([[True, False, True]])
+    assert int(count(leaf, mask)) == 100
+    assert "broadcast" not in str(jax.make_jaxpr(count)(leaf, mask))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (8,), (5, 16), (3, 3, 7), (0, 4), (1, 1)])
@@ -77,6 +97,17 @@ def test_combining_frequency_masks_needs_the_same_basis():
         jaxprune.union(low, jaxprune.dft(tree, 0.5, transform="dct"))
     with pytest.raises(ValueError, match="cannot be combined"):
         jaxprune.union(low, jaxprune.magnitude(tree, 0.5))
+
+
+@pytest.mark.parametrize("combine", [jaxprune.intersection, jaxprune.union, jaxprune.overlap])
+def test_only_boolean_masks_combine(combine):
+    masks = {"x": jnp.array([True, False])}
+    for pair in ((masks, jaxprune.pack(masks)), (jaxprune.pack(masks), masks)):
+        with pytest.raises(TypeError, match=r"mask of 'x' is packed; call `jaxprune.unpack"):
+            combine(*pair)
+    for pair in ((masks, {"x": jnp.ones(2)}), ({"x": jnp.ones(2)}, masks)):
+        with pytest.raises(TypeError, match=r"mask of 'x' must be a boolean array.*got dtype float32"):
+            combine(*pair)
 
 
 def test_errors_name_the_path_and_the_fix():
