@@ -35,7 +35,10 @@ MODULES = {
     "budgets": (["budgets.py"], ["test_defaults.py", "test_budgets.py", "test_measured.py", "test_properties.py"]),
     "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_fourier.py", "test_first_steps.py"]),
     "patterns": (["patterns.py"], ["test_defaults.py", "test_protocols.py", "test_properties.py", "test_selection.py"]),
-    "selection": (["_selection"], ["test_selection.py", "test_protocols.py"]),
+    "selection": (
+        ["_selection"],
+        ["test_selection.py", "test_budgets.py", "test_frequency.py", "test_protocols.py"],
+    ),
     "transforms": (
         ["_transforms"],
         ["test_defaults.py", "test_first_steps.py", "test_transforms.py", "test_sparse_training.py"],
@@ -44,6 +47,7 @@ MODULES = {
     "plan": (["structured/_plan.py", "structured/_factored.py"], ["test_plan.py", "test_states.py"]),
     "coupling": (["_jaxpr/coupling"], ["test_coupling.py", "test_shrink.py", "test_zoo.py"]),
 }
+EVERY = ["test_wrong_calls.py"]  # tests that any module may fail
 SKIPPED = ("core/ExceptionReplacer", "core/RemoveDecorator", "core/VariableInserter", "core/VariableReplacer")
 _FAST = "decides how fast the search is; what it finds is exact, wherever it looks first"
 EQUIVALENT = {
@@ -62,6 +66,7 @@ IMPORTS = (
     "beartype", "equinox", "flax.linen", "flax.nnx", "hypothesis", "jax.scipy.fft", "jax.scipy.linalg", "jaxtyping",
     "optax.contrib", "sybil",
 )  # fmt: skip
+OPTIONS = ["-x", "-q", "-n0", "-Wignore::pytest.PytestAssertRewriteWarning"]
 TIMEOUT = 900
 
 
@@ -174,7 +179,7 @@ def main(argv: list[str]) -> None:
             drawn = (draw.choice(group) for group in draw.sample(every, len(every)))
             alive = list(itertools.islice(filter(is_python, drawn), options.sample))
             count = len(alive)
-            whole = ["-x", "-q", "-n0", "-Wignore::pytest.PytestAssertRewriteWarning", *(f"tests/{t}" for t in tests)]
+            whole = [*OPTIONS, *(f"tests/{test}" for test in tests + EVERY)]
             for arguments in ([*whole, "--quick"], whole):
                 if alive and not passes(arguments):
                     raise SystemExit(f"{Path('output').read_text()}\nThe tests of {name} fail without any change.")

@@ -36,6 +36,40 @@ def test_a_traced_sparsity_counts_as_exactly_as_a_number(groups):
             assert budgets.keep_count(groups, float(sparsity)) == expected
 
 
+def test_a_sparsity_within_three_quarters_of_its_last_digit_is_a_decimal():
+    """Random ones, of which one in ten is near one, and the neighbours of what decimals round to."""
+    rng = np.random.default_rng(0)
+    near = np.rint(rng.integers(0, 10**6, 300) * (2**24 / 10**6)).astype(np.int64)
+    numbers = np.concatenate([near + step for step in (-1, 0, 1)] + [rng.integers(0, 2**24, 300)]).clip(0, 2**24)
+    groups = 2_000_000_001
+    expected = list[int]()
+    for number in numbers.tolist():
+        exact = Fraction(number, 2**24)
+        decimal = Fraction(round(exact * 10**6), 10**6)
+        meant = decimal if abs(exact - decimal) * 2**24 <= Fraction(3, 4) else exact
+        expected.append(round(groups * (1 - meant)))
+    sparsities = (numbers / 2**24).astype(np.float32)
+    assert [budgets.keep_count(groups, sparsity) for sparsity in sparsities.tolist()] == expected
+    traced = jax.jit(jax.vmap(functools.partial(budgets.keep_count, groups)))
+    np.testing.assert_array_equal(traced(sparsities), expected)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "expected"),
+    [
+        ([1, 1, 5], 20, [10, 4, 6]),
+        ([5.2, 1, 2], 3, [0, 1, 2]),
+        ([3.5, 2.75, 9.25], 15, [3, 3, 9]),
+        ([3.25, 12, -1], 14, [4, 10, 0]),
+    ],
+)
+def test_shares_are_rounded_to_their_total(share, total, expected):
+    """One each to the largest fractions, then whatever is missing to the first leaves that have room."""
+    share, sizes = np.asarray(share, np.float32), np.array([10, 10, 10])
+    assert budgets._rounded(share, sizes, total).tolist() == expected
+    assert budgets._rounded(jnp.asarray(share), sizes, jnp.int32(total)).tolist() == expected
+
+
 def test_half_goes_to_even():
     assert [budgets.keep_count(n, 0.5) for n in (1, 3, 5)] == [0, 2, 2]
     assert [int(budgets.keep_count(n, jnp.float32(0.5))) for n in (1, 3, 5)] == [0, 2, 2]
