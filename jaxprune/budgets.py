@@ -317,7 +317,7 @@ def _normalized(scores: Float[Array, "..."]) -> Float[Array, "..."]:
     largest = jnp.max(jnp.abs(finite), initial=0)
     (unit,) = xla.shares_of(largest, wide)
     squares = jnp.where(is_finite, jnp.square(unit), jnp.zeros_like(unit))
-    mean = jnp.sum(squares) / jnp.maximum(jnp.sum(is_finite, dtype=wide.dtype), 1)
+    mean = jnp.sum(squares) / jnp.sum(is_finite, dtype=wide.dtype)  # NaN where none is finite
     return unit / jnp.sqrt(jnp.where(mean > 0, mean, jnp.ones_like(mean)))
 
 

@@ -8,8 +8,8 @@ Run from the root of the repository, in an environment with the extras `test` an
 A mutant is a changed operator, comparison, constant or branch, as cosmic-ray makes them. Each runs the tests of its
 module in `MODULES`, which end at the first failure: one case of each test, and all of them if that finds nothing.
 What survives is printed with its lines: either a test is missing, or the change makes no difference. Then simplify
-the code; or, if it is a constant, write its name down under `EQUIVALENT` with the reason, and it is not changed any
-more.
+the code; or write the name of the constant or the function down under `EQUIVALENT` with the reason, and it is not
+changed any more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cosmic_ray.work_item import MutationSpec
 MODULES = {
     "budgets": (["budgets.py"], ["test_defaults.py", "test_budgets.py", "test_measured.py", "test_properties.py"]),
     "masks": (["_masks"], ["test_masks.py", "test_frequency.py", "test_fourier.py", "test_first_steps.py"]),
-    "patterns": (["patterns.py"], ["test_defaults.py", "test_protocols.py", "test_properties.py", "test_selection.py"]),
+    "patterns": (["patterns.py"], ["test_defaults.py", "test_patterns.py", "test_kept.py", "test_selection.py"]),
     "selection": (
         ["_selection"],
         ["test_selection.py", "test_budgets.py", "test_frequency.py", "test_protocols.py"],
@@ -53,9 +53,9 @@ _FAST = "decides how fast the search is; what it finds is exact, wherever it loo
 EQUIVALENT = {
     "_selection/brackets.py": {
         "_DEVIATIONS": _FAST, "_EVEN": _FAST, "_OCTAVE": _FAST, "_MOST_OCTAVES": _FAST, "_CURVATURE": _FAST,
-        "_FEW": _FAST,
+        "_FEW": _FAST, "_next_marks": _FAST,
     },
-    "_selection/counting.py": {"_TYPICAL": _FAST, "_DEVIATIONS": _FAST},
+    "_selection/counting.py": {"_TYPICAL": _FAST, "_DEVIATIONS": _FAST, "_sampled_marks": _FAST},
     "_selection/pieces.py": {
         "_LARGE": _FAST, "_ALIKE": _FAST, "_SAMPLED": _FAST, "_SAMPLED_EACH": _FAST, "_MOST_SAMPLED": _FAST,
     },
@@ -72,13 +72,13 @@ TIMEOUT = 900
 
 def without_effect(file: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """The places, from and to, where a change changes nothing: annotations, some arguments, and `EQUIVALENT`."""
-    places = list[ast.expr]()
+    places = list[ast.expr | ast.stmt]()
     equivalent = next((names for name, names in EQUIVALENT.items() if file.as_posix().endswith(f"jaxprune/{name}")), {})
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.arg | ast.AnnAssign):
             places += [node.annotation] if node.annotation else []
         elif isinstance(node, ast.FunctionDef):
-            places += [node.returns] if node.returns else []
+            places += node.body if node.name in equivalent else [node.returns] if node.returns else []
         elif isinstance(node, ast.keyword) and node.arg in ("strict", "batch_size"):
             places.append(node.value)
         elif isinstance(node, ast.Assign):

@@ -54,6 +54,14 @@ def test_a_sparsity_within_three_quarters_of_its_last_digit_is_a_decimal():
     np.testing.assert_array_equal(traced(sparsities), expected)
 
 
+def test_scores_are_normalized_by_the_root_mean_square_of_the_finite_ones():
+    found = budgets._normalized(jnp.array([3.0, -4.0, jnp.inf, 0.0, -jnp.inf]))
+    rms = np.sqrt((9 + 16) / 3)
+    np.testing.assert_allclose(found, [3 / rms, -4 / rms, np.inf, 0, -np.inf], rtol=1e-6)
+    np.testing.assert_array_equal(budgets._normalized(jnp.zeros(3)), np.zeros(3))
+    np.testing.assert_array_equal(budgets._normalized(jnp.full(2, jnp.inf)), [np.inf, np.inf])
+
+
 @pytest.mark.parametrize(
     ("share", "total", "expected"),
     [
