@@ -45,12 +45,13 @@ MODULES = {
     ),
     "layerwise": (["layerwise"], ["test_defaults.py", "test_kept.py", "test_layerwise.py"]),
     "plan": (["structured/_plan.py", "structured/_factored.py"], ["test_plan.py", "test_states.py"]),
-    "coupling": (["_jaxpr/coupling"], ["test_coupling.py", "test_shrink.py", "test_zoo.py"]),
+    "coupling": (["_jaxpr/coupling"], ["test_coupling.py", "test_primitives.py", "test_shrink.py", "test_zoo.py"]),
 }
 EVERY = ["test_wrong_calls.py"]  # tests that any module may fail
 SKIPPED = ("core/ExceptionReplacer", "core/RemoveDecorator", "core/VariableInserter", "core/VariableReplacer")
 _FAST = "decides how fast the search is; what it finds is exact, wherever it looks first"
 EQUIVALENT = {
+    "_jaxpr/coupling/forest.py": {"_ROOM": "decides how much memory is taken at first"},
     "_selection/brackets.py": {
         "_DEVIATIONS": _FAST, "_EVEN": _FAST, "_OCTAVE": _FAST, "_MOST_OCTAVES": _FAST, "_CURVATURE": _FAST,
         "_FEW": _FAST, "_next_marks": _FAST,

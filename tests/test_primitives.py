@@ -550,8 +550,20 @@ def test_axes_before_those_of_matrices_pass():
         solved = jax.scipy.linalg.solve_triangular(lower, y.mT, lower=True)
         total = solved * jnp.linalg.eigvalsh(covariance)[..., None] + jnp.linalg.svd(covariance)[1][..., None]
         total = total + jnp.linalg.qr(covariance)[1].sum(-1, keepdims=True) ** 2
+        permutation = jax.lax.linalg.lu_pivots_to_permutation(jax.lax.linalg.lu(covariance)[1], 3)
+        total = total * (1.0 + permutation[..., None])
         return jnp.einsum("hdt,hdo->to", total, p["down"])
 
     params = kernels(up=(5, 4, 3), down=(4, 3, 2))
     assert shrunk_groups(fun, params, floats(2, 5))[0] == (4, {"up[1]", "down[0]"})
     assert couple(fun, params, floats(2, 5)).frozen["up", 2] == "'cholesky' needs all of it"
+
+
+def test_both_axes_of_a_matrix_are_needed():
+    def fun(p, x):
+        tall = (x @ p["up"]).mT
+        return jnp.linalg.qr(tall)[0].mT @ p["down"]
+
+    frozen = couple(fun, kernels(up=(5, 4), down=(4, 3)), floats(2, 5)).frozen
+    assert frozen["up", 1] == "'qr' needs all of it"
+    assert frozen["down", 0].startswith("'qr' makes it, joined by 'dot_general'")

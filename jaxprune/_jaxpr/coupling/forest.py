@@ -16,6 +16,8 @@ from jaxprune._jaxpr.walker import source_among
 
 Labels: TypeAlias = Int32[np.ndarray, "_"]
 
+_ROOM = 1024  # labels before more memory is taken
+
 
 @dataclasses.dataclass(frozen=True)
 class NoRule:
@@ -66,9 +68,9 @@ class Forest:
 
     def __init__(self) -> None:
         self.size = 1
-        self.parent = np.arange(1024, dtype=np.int32)
-        self.tag = np.zeros(1024, np.int32)
-        self.reason = np.zeros(1024, np.int32)
+        self.parent = np.arange(_ROOM, dtype=np.int32)
+        self.tag = np.zeros(_ROOM, np.int32)
+        self.reason = np.zeros(_ROOM, np.int32)
         self.reasons: list[Reason] = [""]
         self.equations: tuple[JaxprEqn, ...] = ()
         self._reason_index: dict[Reason | tuple[str | NoRule, int], int] = {}

@@ -34,13 +34,13 @@ def ordered(labeling: Labeling, eqn: JaxprEqn, *operands: Value) -> list[Value]:
         for axis in set(range(len(operand.axes))) - set(along):
             labeling.forest.union(operands[0].axes[axis], operand.axes[axis])
     outputs: list[Value] = []
-    for i, out in enumerate(eqn.outvars):
+    for out, operand in zip(eqn.outvars, (*operands, None), strict=False):  # the places that `top_k` makes have none
         axes = [
             labeling.forest.frozen(n, f"'{name}' makes it") if a in along else operands[0].axes[a]
             for a, n in enumerate(shape_of(out))
         ]
         # A sort of zeros gives zeros; the order of zeros, and the logarithm of a sum of their exponentials, is not 0.
-        source = operands[i] if i < len(operands) and name != "cumlogsumexp" else None
+        source = operand if name != "cumlogsumexp" else None
         holds = [
             Holds.ZERO if source is not None and source.holds[a] is Holds.ZERO else computed(operands, a, len(axes[a]))
             for a in range(len(axes))

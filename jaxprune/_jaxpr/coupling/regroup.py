@@ -206,10 +206,7 @@ def cut(labeling: Labeling, eqn: JaxprEqn, operand: Value) -> list[Value]:
     """`slice`: cuts the label arrays likewise."""
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
     strides = eqn.params["strides"] or (1,) * len(start)
-    axes = [
-        labels if (a, b, s) == (0, len(labels), 1) else labels[a:b:s]
-        for labels, a, b, s in zip(operand.axes, start, limit, strides, strict=True)
-    ]
+    axes = [labels[a:b:s] for labels, a, b, s in zip(operand.axes, start, limit, strides, strict=True)]
     return [labelled(axes, operand.holds).replace(const=operand.const, positions=operand.positions)]
 
 
