@@ -1,6 +1,7 @@
 """Frequencies by products with small matrices, as on a TPU: the same as by FFT."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -126,6 +127,17 @@ def test_a_kernel_is_cut_for_as_many_devices_as_may_be(shape, axes, expected):
     cuts = list[Any]()
     jax.eval_shape(lambda kernel: cuts.append(spectra._cut(kernel, axes)), kernel)
     assert (cuts[0] and (cuts[0].names, cuts[0].axis)) == expected
+
+
+@pytest.mark.parametrize(("transform", "stored"), [("dft", 5), ("dct", 8)])
+def test_a_kernel_that_is_cut_along_a_transformed_axis_changes_hands(transform, stored):
+    """From the devices of one axis to those of the other, which is padded, and back."""
+    mesh = jax.sharding.AbstractMesh((8,), ("x",))
+    kernel = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    program = jax.make_jaxpr(lambda kernel: spectra.energy(kernel, (-2, -1), transform))(kernel)
+    assert program.out_avals[0].shape == (16, stored)
+    assert len(set(re.findall(r"split_axis=(\d)", str(program)))) == 2
+    assert str(program).count("all_to_all[") == (4 if transform == "dft" else 2)
 
 
 @pytest.mark.parametrize(

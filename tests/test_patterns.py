@@ -99,3 +99,9 @@ def test_patterns_say_what_they_remove():
     for n, m in ((0, 3), (1, 2), (2, 4), (3, 4), (4, 4)):
         assert NM(n, m).sparsity == pytest.approx((m - n) / m)
         assert str(NM(n, m)) == f"NM({n}, {m})"
+
+
+@pytest.mark.parametrize(("n", "m"), [(-1, 4), (5, 4), (0, 0), (0, -1)])
+def test_n_of_m_is_a_part_of_it(n, m):
+    with pytest.raises(ValueError, match=r"needs 0 <= n <= m, m >= 1"):
+        NM(n, m)

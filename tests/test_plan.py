@@ -11,6 +11,7 @@ from zoo import plain
 from zoo.case import floats, randomised, unit_masks
 
 from jaxprune.structured._coupling import couple
+from jaxprune.structured._factored import least_factored
 from jaxprune.structured._plan import LeafPlan, Plan
 from jaxprune.structured._shrink import shrink, shrink_fun
 
@@ -162,3 +163,23 @@ def test_the_factored_state_of_adafactor_takes_a_step_on_what_is_kept():
 
 def _factored(state):
     return hasattr(state, "v_row")
+
+
+def test_what_mirrors_a_parameter_may_lack_its_first_key():
+    """As moments do that were made of `variables["params"]`; not where two parameters end alike."""
+    kept = LeafPlan((4,), {0: np.array([1, 3])})
+    leaves = {"params/a/kernel": kept, "params/b/kernel": kept, "params/deep/c/kernel": kept, "x/d": kept, "y/d": kept}
+    moments = {"mu": {"a": {"kernel": jnp.arange(4)}, "c": {"kernel": jnp.arange(4)}, "d": jnp.arange(4)}}
+    taken = Plan(leaves).take(moments)["mu"]
+    assert [taken["a"]["kernel"].tolist(), taken["c"]["kernel"].tolist()] == [[1, 3], [0, 1, 2, 3]]
+    assert taken["d"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("factored", "unfactored", "least"),
+    [([300], [129], 130), ([300], [], 128), ([16], [9], 10), ([16], [], 2), ([], [], 128), ([200], [50], 128)],
+)
+def test_the_least_size_that_is_factored_shows_in_a_state(factored, unfactored, least):
+    shapes = {str(size): (size, 1000) for size in factored + unfactored} | {"bias": (7,)}
+    moments = {str(size): jnp.zeros(size) for size in factored} | {str(size): jnp.zeros(1) for size in unfactored}
+    assert least_factored(shapes, moments) == least
