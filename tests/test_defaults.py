@@ -41,7 +41,7 @@ DEFAULTS = {
     "ria": "power=0.5",
     "rigl": "begin=0, every=100, per_leaf=True",
     "select": "absolute=False",
-    "slim": "norm='l2', aggregate='mean', normalize=True, round_to=1, keep_at_least=1",
+    "slim": "norm='l2', aggregate='mean', normalize=True, round_to=1, keep_at_least=1, alike=False",
     "sparse_evolution": "begin=0, every=100, per_leaf=True",
     "sparsegpt": "block=128, damping=0.1, within='block'",
     "steps_to": "window=1",

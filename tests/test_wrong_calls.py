@@ -99,6 +99,8 @@ row("slim", lambda: jaxprune.slim(PARAMS, 0.5, round_to=0), ValueError, "`round_
 row("slim", lambda: jaxprune.slim(PARAMS, 0.5, round_to=2.5), TypeError, "`round_to` must be a whole number")
 row("slim", lambda: jaxprune.slim(PARAMS, 0.5, axis=7), ValueError, "needs that axis")
 row("slim", lambda: jaxprune.slim(PARAMS, 0.5, coupling=coupling(), keep_at_least=0), ValueError, "must be at least 1")
+row("slim", lambda: jaxprune.slim(PARAMS, 0.5, coupling=coupling(), alike=3), TypeError, "a regular expression or a f")
+row("slim", lambda: jaxprune.slim(PARAMS, 0.5, coupling=coupling(), alike="("), ValueError, "not a regular expression")
 row("slim", lambda: jaxprune.slim(PARAMS, scores=structured.UnitScores({})), TypeError, "need `coupling=`")
 row("slim", lambda: jaxprune.slim(PARAMS, 0.5, coupling=coupling(), norm="l3"), ValueError, "`norm`")
 row("slim", lambda: jaxprune.slim({"w": X}, 0.5, coupling=coupling()), ValueError, "'w' was not coupled")
@@ -469,6 +471,7 @@ EXEMPT = {
     "targets.Round": "a result",
     "targets.Proposal": "a result",
     "structured.Fitted": "a result",
+    "structured.Sizes": "a result",
     "structured.UnitScores": "a result",
     **{f"statistics.{name}": "a result" for name in ("Axes", "Gram", "Moments", "Norm", "Variance")},
     **{f"formats.{name}": "a result" for name in ("Choice", "Choices", "Dense", "Rows", "StoredKernel", "Strips")},

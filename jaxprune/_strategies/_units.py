@@ -16,7 +16,7 @@ from jaxprune._strategies._from_scores import from_scores
 from jaxprune._strategies._within import pruned
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling
-from jaxprune.structured._select import masks_of_best_units
+from jaxprune.structured._select import Alike, masks_of_best_units
 from jaxprune.typing import Budget, Count, Masks, Params, Scores, Sparsity, Where
 
 
@@ -32,6 +32,7 @@ def slim(
     normalize: bool = True,
     round_to: int = 1,
     keep_at_least: int = 1,
+    alike: Alike = False,
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
     within: Masks = None,
@@ -55,6 +56,9 @@ def slim(
       normalize: With a coupling, divide by the mean over the group, so that groups compare under a global budget.
       round_to: Keep a multiple of so many units, at least one such multiple, as hardware likes it.
       keep_at_least: With a coupling, keep so many units of every group.
+      alike: With a coupling, which groups keep equally many units, though not the same ones, so that a configuration
+        with smaller numbers describes the result: `True` for those whose names differ in numbers alone, such as the
+        MLPs of all layers; or regular expressions, each for the groups whose names it is the first to match.
       where: Picks the kernels. Without a coupling, leave out the last one: its outputs are the model's.
       budget: How the sparsity is spread over the leaves, or over the groups, which `by_path` then knows by name; with a
         coupling also `structured.macs` or `structured.latency`.
@@ -79,8 +83,8 @@ def slim(
         known = scores if scores is None or isinstance(scores, structured.UnitScores) else pruned(scores, within)
         masks = slim(
             pruned(params, within), sparsity, coupling=coupling, scores=known, norm=norm, axis=axis,
-            aggregate=aggregate, normalize=normalize, round_to=round_to, keep_at_least=keep_at_least, where=where,
-            budget=budget,
+            aggregate=aggregate, normalize=normalize, round_to=round_to, keep_at_least=keep_at_least, alike=alike,
+            where=where, budget=budget,
         )  # fmt: skip
         return masking.intersection(masks, within)
     if coupling is not None and not checks.is_a(coupling, Coupling):
@@ -88,10 +92,12 @@ def slim(
     if coupling is not None:
         return masks_of_best_units(
             params, sparsity, coupling, scores=scores, norm=norm, aggregate=aggregate, normalize=normalize,
-            budget=budget, round_to=round_to, keep_at_least=keep_at_least, where=where,
+            budget=budget, round_to=round_to, keep_at_least=keep_at_least, alike=alike, where=where,
         )  # fmt: skip
     if isinstance(scores, structured.UnitScores) or isinstance(budget, structured.Fitted):
         raise TypeError("Scores per unit and budgets of their cost need `coupling=`. Make it with `couple`.")
+    if alike is not False:
+        raise TypeError("`alike` ties the groups of a coupling. Give `coupling=`, from `couple(fun, params, *args)`.")
     round_to = checks.whole(round_to, "round_to")
     pattern = patterns.Channel(axis)
     if scores is None:

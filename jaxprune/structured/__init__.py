@@ -11,3 +11,4 @@ from jaxprune.structured._scores import of_norms as of_norms
 from jaxprune.structured._scores import of_outputs as of_outputs
 from jaxprune.structured._scores import of_slices as of_slices
 from jaxprune.structured._select import masks_of_units as masks_of_units
+from jaxprune.structured._sizes import Sizes as Sizes

@@ -32,8 +32,16 @@ class Fitted:
     slopes: Callable[[Sequence[int]], Sequence[float]]
     sparsity: None = None
 
-    def __call__(self, scores: Mapping[str, Any], sparsity: Any, pattern: Any, *, floors: Sequence[int] = ()) -> Counts:
-        """Keep-counts of each group; `sparsity` must be `None`."""
+    def __call__(
+        self,
+        scores: Mapping[str, Any],
+        sparsity: Any,
+        pattern: Any,
+        *,
+        floors: Sequence[int] = (),
+        alike: Sequence[Sequence[int]] = (),
+    ) -> Counts:
+        """Keep-counts of each group; `sparsity` must be `None`. Groups that are `alike`, by number, keep as many."""
         if sparsity is not None:
             raise ValueError(
                 f"This budget meets a cost of {self.target:,.6g}; got sparsity {sparsity} too. Leave it out."
@@ -45,6 +53,7 @@ class Fitted:
         groups = self.coupling.groups
         kept = [group.width for group in groups]
         floors = floors or [1] * len(groups)
+        alike = alike or [[i] for i in range(len(groups))]
         ascending = [np.sort(np.asarray(scores[group.name])) for group in groups]
         if self.cost(floors) > self.target:
             raise ValueError(
@@ -54,9 +63,9 @@ class Fitted:
         while total > self.target:
             slopes = self.slopes(kept)
             queue = [
-                (float(ascending[i][group.width - kept[i]]) / slopes[i], i)
-                for i, group in enumerate(groups)
-                if kept[i] > floors[i] and slopes[i] > 0
+                (sum(float(ascending[i][groups[i].width - kept[i]]) for i in same) / saved, same)
+                for same in alike
+                if kept[same[0]] > floors[same[0]] and (saved := sum(slopes[i] for i in same)) > 0
             ]
             if not queue:
                 raise ValueError(f"No group saves anything more, at a cost of {total:,.6g}. Check the table of costs.")
@@ -64,10 +73,12 @@ class Fitted:
             # A slope moves slowly: take about a hundredth of a group before it is computed anew.
             while queue and total > self.target:
                 _, chosen = heapq.heappop(queue)
-                step = min(max(1, groups[chosen].width // 100), kept[chosen] - floors[chosen])
-                kept[chosen] -= step
+                first = chosen[0]
+                step = min(max(1, groups[first].width // 100), kept[first] - floors[first])
+                for i in chosen:
+                    kept[i] -= step
                 total = self.cost(kept)
-                if len(queue) < len(groups) * 3 // 4:
+                if len(queue) < len(alike) * 3 // 4:
                     break
         return {group.name: count for group, count in zip(groups, kept, strict=True)}
 

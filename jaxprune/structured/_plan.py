@@ -21,6 +21,7 @@ from jaxprune._masks.frequency import Spectral
 from jaxprune._masks.packing import Packed
 from jaxprune.structured._factored import Moments, is_factored, least_factored, smaller
 from jaxprune.structured._leaf_plan import Kept, LeafPlan, along, index, reduced, taken, validate, without
+from jaxprune.structured._sizes import Sizes
 
 _FORMAT = "jaxprune plan"
 
@@ -32,6 +33,7 @@ class Plan:
     Attributes:
       leaves: Every array leaf of the parameters, pruned or not.
       semantics: "masked" (equal to the masked model) or "small" (means over a pruned axis divide by its small width).
+      units: By the name of each group of the coupling, how many units there are and how many stay, for `sizes`.
 
     Examples:
       >>> import jax.numpy as jnp, numpy as np
@@ -46,10 +48,25 @@ class Plan:
 
     leaves: Mapping[str, LeafPlan]
     semantics: Literal["masked", "small"] = "masked"
+    units: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for path, leaf in self.leaves.items():
             validate(path, leaf)
+        for name, (full, small) in self.units.items():
+            if not 1 <= small <= full:
+                raise ValueError(f"The plan keeps {small} of the {full} units of '{name}'. Keep at least one.")
+
+    def sizes(self) -> Sizes:
+        """The sizes that are left, by name: what to write into the configuration of a smaller model.
+
+        Examples:
+          >>> plan = Plan({"kernel": LeafPlan((2, 3), {1: np.array([0, 2])})})
+          >>> print(plan.sizes())
+          leaf    full  small
+          kernel   2×3    2×2
+        """
+        return Sizes(self.units, {path: (leaf.shape, leaf.small) for path, leaf in self.leaves.items()})
 
     def take(self, values: PyTree[Any]) -> PyTree[Any]:
         """The kept part of the parameters, or of anything that mirrors them.
@@ -108,7 +125,8 @@ class Plan:
             }
             for name, leaf in self.leaves.items()
         }
-        _documents.write(path, _FORMAT, {"semantics": self.semantics, "leaves": leaves})
+        units = {name: list(pair) for name, pair in self.units.items()}
+        _documents.write(path, _FORMAT, {"semantics": self.semantics, "units": units, "leaves": leaves})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -123,7 +141,9 @@ class Plan:
             leaves = {name: _leaf_plan(entry) for name, entry in body["leaves"].items()}
             if body["semantics"] not in ("masked", "small"):
                 raise ValueError(f"""semantics {body["semantics"]!r}, which are neither "masked" nor "small\"""")
-            plan = cls(leaves, body["semantics"])
+            # Plans of earlier versions have no units.
+            units = {name: (_whole(full), _whole(small)) for name, (full, small) in body.get("units", {}).items()}
+            plan = cls(leaves, body["semantics"], units)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             message = f"'{path}' does not hold a plan ({error}). Give a file written by `Plan.save`."
             raise ValueError(message) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,17 @@ from jax.core import Tracer
 from jaxtyping import Bool
 
 from jaxprune import budgets, patterns
-from jaxprune._arrays import tree
+from jaxprune._arrays import checks, tree
 from jaxprune._selection import requests
 from jaxprune.filters import is_kernel
+from jaxprune.structured import _table
 from jaxprune.structured._coupling import Coupling, Group
 from jaxprune.structured._fitted import Fitted
 from jaxprune.structured._scores import Aggregate, Norm, UnitScores, of_norms, of_slices
 from jaxprune.typing import Masks, Params, Scores, Sparsity, Where
+
+Alike: TypeAlias = bool | str | Sequence[str]
+"""Which groups keep equally many units: those whose names differ in numbers alone, or match a regular expression."""
 
 
 def masks_of_best_units(
@@ -33,6 +37,7 @@ def masks_of_best_units(
     budget: Callable[..., Any] = budgets.uniform,
     round_to: int = 1,
     keep_at_least: int = 1,
+    alike: Alike = False,
     where: Where = is_kernel,
 ) -> Masks:
     """Keeps the best units of each group of a coupling, with every slice they own; see `jaxprune.slim`.
@@ -48,6 +53,7 @@ def masks_of_best_units(
       budget: How many units each group keeps. It sees the groups as leaves, so that `by_path` matches their names.
       round_to: Keep a multiple of so many units, or all.
       keep_at_least: Keep so many units of every group.
+      alike: Which groups keep equally many.
       where: Picks the leaves that a norm is taken of.
 
     Returns:
@@ -72,7 +78,8 @@ def masks_of_best_units(
     elif not isinstance(scores, UnitScores):
         scores = of_slices(scores, coupling, aggregate=aggregate, normalize=normalize)
     by_group = {group.name: scores.by_group[group.name] for group in coupling.groups}
-    counts = _counts(by_group, sparsity, coupling, budget, round_to, keep_at_least)
+    classes = _classes(coupling.groups, alike)
+    counts = _counts(by_group, sparsity, coupling, budget, round_to, keep_at_least, classes)
     alive = {name: _highest(score, counts[name]) for name, score in by_group.items()}
     return masks_of_units(params, alive, coupling)
 
@@ -127,7 +134,13 @@ def _and(first: Any, second: Any) -> Any:
 
 
 def _counts(
-    scores: Mapping[str, Any], sparsity: Any, coupling: Coupling, budget: Any, round_to: int, keep_at_least: int
+    scores: Mapping[str, Any],
+    sparsity: Any,
+    coupling: Coupling,
+    budget: Any,
+    round_to: int,
+    keep_at_least: int,
+    classes: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Keep-counts of each group. The layers of a stack count as one: their sorted scores are averaged."""
     profiles = {
@@ -136,13 +149,16 @@ def _counts(
     }
     floors = [min(group.width, max(keep_at_least, min(round_to, group.width))) for group in coupling.groups]
     if isinstance(budget, Fitted):
-        counts = budget(profiles, sparsity, None, floors=floors)
+        counts = budget(profiles, sparsity, None, floors=floors, alike=classes)
     else:
         trees = {
             name: jax.device_put(profile) if isinstance(profile, np.ndarray) else profile
             for name, profile in profiles.items()
         }
-        counts = budget(trees, sparsity, patterns.Unstructured())
+        counts = dict(budget(trees, sparsity, patterns.Unstructured()))
+        for names in ([coupling.groups[i].name for i in same] for same in classes):
+            mean = (sum(counts[name] for name in names) + len(names) // 2) // len(names)
+            counts.update(dict.fromkeys(names, mean))
     rounded = {}
     for group, floor in zip(coupling.groups, floors, strict=True):
         count = counts[group.name]
@@ -152,6 +168,30 @@ def _counts(
         whole = isinstance(count, int | np.integer)
         rounded[group.name] = min(max(int(count), floor), group.width) if whole else jnp.clip(count, floor, group.width)
     return rounded
+
+
+def _classes(groups: Sequence[Group], alike: Alike) -> list[list[int]]:
+    """The groups that keep equally many units, by number; one that is like no other is by itself."""
+    if isinstance(alike, bool):
+        keys = [(_table.pattern(group.name), group.width) if alike else group.name for group in groups]
+    else:
+        rules = [alike] if isinstance(alike, str) or not checks.is_a(alike, Sequence) else [*alike]
+        found = [[i for i, rule in enumerate(map(tree.matcher, rules)) if rule(group.name)] for group in groups]
+        keys = [places[0] if places else group.name for places, group in zip(found, groups, strict=True)]
+        for i, rule in enumerate(rules):
+            widths = {group.name: group.width for group, key in zip(groups, keys, strict=True) if key == i}
+            if not widths:
+                there = tree.some([group.name for group in groups])
+                raise ValueError(f"`alike` has {rule!r}, which is the first to match no group; there are {there}.")
+            if len({*widths.values()}) > 1:
+                got = tree.listed([f"'{name}' {width}" for name, width in widths.items()])
+                raise ValueError(
+                    f"`alike` needs groups of equally many units; {rule!r} matches {got}. Say more of them."
+                )
+    classes: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        classes.setdefault(key, []).append(i)
+    return [*classes.values()]
 
 
 def _highest(scores: Any, count: Any) -> Any:

@@ -138,7 +138,8 @@ def plan_of(params: Params, masks: Masks, coupling: Coupling) -> Plan:
                 keep[axis] = kept
                 stack = layered if layered is not None else stack
         leaves[path] = LeafPlan(tuple(leaf.shape), keep, stack)
-    return Plan(leaves, coupling.semantics)
+    units = {g.name: (g.width, int(rows[0].sum())) for g, rows in zip(coupling.groups, alive, strict=True)}
+    return Plan(leaves, coupling.semantics, units)
 
 
 def _is_cut(group: Group, plan: Plan) -> bool:

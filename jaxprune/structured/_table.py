@@ -27,14 +27,13 @@ def lines_of(
     for group, slope in zip(groups, slopes, strict=True):
         width = f"{group.layers} x {group.width}" if group.stack is not None else str(group.width)
         slices = ", ".join(_merged([(m.path, f"[{m.axis}]") for m in group.members]))
-        name = "residual stream" if _is_residual(group, ranks) else _pattern(group.name)
-        rows.setdefault((name, width, f"{slope:,.0f}", _pattern(slices)), []).append(group.name + "\n" + slices)
+        name = "residual stream" if _is_residual(group, ranks) else pattern(group.name)
+        rows.setdefault((name, width, f"{slope:,.0f}", pattern(slices)), []).append(group.name + "\n" + slices)
     cells = [("group", "units", "MACs per unit", "slices")]
     for (name, width, slope, _), found in rows.items():
         names, slices = zip(*(entry.split("\n") for entry in found), strict=True)
-        times = f" x{len(found)}" if len(found) > 1 else ""
-        shown = name if name == "residual stream" else _common(names)
-        cells.append((shown + times, width, slope, _common(slices)))
+        shown = _times(name, len(found)) if name == "residual stream" else shared(names)
+        cells.append((shown, width, slope, _common(slices)))
     lines = _wrapped(cells)
     reasons: dict[str, list[tuple[str, str]]] = {}
     for (path, axis), reason in frozen.items():
@@ -58,8 +57,14 @@ def _is_residual(group: Group, ranks: Mapping[str, int]) -> bool:
     return False
 
 
-def _pattern(text: str) -> str:
+def pattern(text: str) -> str:
+    """A text with a star for each number; the numbers of axes stay, which stand in brackets."""
     return re.sub(r"(?<![\[\d])\d+", "*", text)
+
+
+def shared(names: Sequence[str]) -> str:
+    """Names of one pattern as one, with how many they are."""
+    return _times(_common(names), len(names))
 
 
 def _merged(places: Sequence[tuple[str, str]]) -> list[str]:
@@ -67,7 +72,11 @@ def _merged(places: Sequence[tuple[str, str]]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for path, after in places:
         alike.setdefault(re.sub(r"\d+", "*", path) + after, []).append(path + after)
-    return [_common(same) + (f" x{len(same)}" if len(same) > 1 else "") for same in alike.values()]
+    return [shared(same) for same in alike.values()]
+
+
+def _times(name: str, count: int) -> str:
+    return f"{name} x{count}" if count > 1 else name
 
 
 def _common(texts: Sequence[str]) -> str:
