@@ -415,6 +415,10 @@ row(
     ValueError,
     "the module has 'first/bias'",
 )
+row("structured.save", lambda: structured.save("x", PARAMS, PARAMS), TypeError, "`plan` must come from `shrink`")
+row("structured.save", lambda: structured.save(".", {}, jaxprune.Plan({})), ValueError, "is there already")
+row("structured.load", lambda: structured.load("x", PARAMS), TypeError, "`fun` must be a function")
+row("structured.load", lambda: structured.load(__file__, fun), ValueError, "is not a folder")
 row("structured.resized", lambda: structured.resized(0.5, jaxprune.Plan({})), TypeError, "pytree of arrays")
 row("macs", lambda: jaxprune.macs(fun, PARAMS, X, masks=WRONG_MASK), ValueError, "shape (3, 3)")
 row("deploy", lambda: jaxprune.deploy(fun, PARAMS, WRONG_MASK, X), ValueError, "(3, 3)")

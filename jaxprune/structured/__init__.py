@@ -3,6 +3,8 @@
 from jaxprune.structured._fitted import Fitted as Fitted
 from jaxprune.structured._fitted import latency as latency
 from jaxprune.structured._fitted import macs as macs
+from jaxprune.structured._folder import load as load
+from jaxprune.structured._folder import save as save
 from jaxprune.structured._modules import resized as resized
 from jaxprune.structured._scores import Aggregate as Aggregate
 from jaxprune.structured._scores import UnitScores as UnitScores
