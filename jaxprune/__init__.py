@@ -30,6 +30,8 @@ from jaxprune._evaluation import report as report
 from jaxprune._evaluation import sparsity as sparsity
 from jaxprune._evaluation import steps_to as steps_to
 from jaxprune._evaluation import summary as summary
+from jaxprune._forecast import Forecast as Forecast
+from jaxprune._forecast import forecast as forecast
 from jaxprune._masks.frequency import Spectral as Spectral
 from jaxprune._masks.masking import apply as apply
 from jaxprune._masks.masking import intersection as intersection

@@ -415,6 +415,7 @@ row(
     ValueError,
     "the module has 'first/bias'",
 )
+row("forecast", lambda: jaxprune.forecast(fun, PARAMS, MASKS, X, coupling=3), TypeError, "must come from `couple(")
 row("structured.save", lambda: structured.save("x", PARAMS, PARAMS), TypeError, "`plan` must come from `shrink`")
 row("structured.save", lambda: structured.save(".", {}, jaxprune.Plan({})), ValueError, "is there already")
 row("structured.load", lambda: structured.load("x", PARAMS), TypeError, "`fun` must be a function")
@@ -461,7 +462,7 @@ row("formats.deployed_fun", lambda: formats.deployed_fun(0.5), TypeError, "`fun`
 
 
 # What has no row of its own: nothing is asked of it but what its own functions are asked.
-RESULTS = "Convergence Coupling Evaluation Layout LeafSummary Macs Packed Plan Report Rounds Spectral".split()
+RESULTS = "Convergence Coupling Evaluation Forecast Layout LeafSummary Macs Packed Plan Report Rounds Spectral".split()
 EXEMPT = {
     **dict.fromkeys(RESULTS, "a result, which the library makes"),
     "Trainer": "four functions, which `prune_retrain` calls",

@@ -46,6 +46,12 @@ class Choice(NamedTuple):
     chosen: float | None
     reason: str
 
+    def row(self) -> tuple[str, ...]:
+        """As the cells of a table: path, shape, share kept, form, milliseconds dense and in that form, reason."""
+        times = ("" if time is None else f"{time:.3f}" for time in (self.dense, self.chosen))
+        shape = "×".join(map(str, self.shape))
+        return self.path, shape, f"{100 * self.density:.1f} %", self.form, *times, self.reason
+
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
@@ -63,14 +69,7 @@ class Choices:
 
     def rows(self) -> list[tuple[str, ...]]:
         """One for each leaf: path, shape, share kept, form, milliseconds dense and in that form, reason."""
-        return [
-            (
-                leaf.path, "×".join(map(str, leaf.shape)), f"{100 * leaf.density:.1f} %", leaf.form,
-                "" if leaf.dense is None else f"{leaf.dense:.3f}",
-                "" if leaf.chosen is None else f"{leaf.chosen:.3f}", leaf.reason,
-            )
-            for leaf in self.leaves
-        ]  # fmt: skip
+        return [leaf.row() for leaf in self.leaves]
 
     def __str__(self) -> str:
         table = [("leaf", "shape", "kept", "form", "dense ms", "ms", "why"), *self.rows()]
@@ -111,19 +110,19 @@ def deploy(
       first 0.5
     """
     require_numbers(args)
-    inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if _is_abstract(leaf) else leaf, args)
+    inputs = filled(args)
     masked = masking.apply(params, masks)
     used, known = products(trace(fun, masked, *inputs)), Known({})
     chosen = dict[str, StoredKernel]()
     leaves = list[Choice]()
     for path, leaf, mask in tree.flatten(masked, masks, names=("masks",))[0]:
         if mask is not None:
-            form, choice = _choose(path, leaf, mask, used[path], known)
+            form, choice = choose(path, leaf, mask, used[path], known)
             leaves.append(choice)
             if form is not None:
                 chosen[path] = form
     fast_fun, fast_params = deployed_fun(fun), tree.map_with_path(chosen.get, masked)
-    models = [_compiled(fun, masked), _compiled(fast_fun, fast_params)]
+    models = [compiled(fun, masked), compiled(fast_fun, fast_params)]
     times = _timing.seconds([functools.partial(call, *inputs) for call in models], _REPEATS, _SECONDS)
     dense, fast = (1e3 * float(np.median(row)) for row in times)
     if not chosen or _timing.sure_speedup(times, of=1, over=0) <= 1:
@@ -135,7 +134,7 @@ def deploy(
     return fast_fun, fast_params, Choices(leaves, dense, fast)
 
 
-def _compiled(fun: Callable[..., Any], params: Params) -> Callable[..., Any]:
+def compiled(fun: Callable[..., Any], params: Params) -> Callable[..., Any]:
     """The function of its other arguments, jitted; leaves that are no arrays, as modules have, stay outside."""
     leaves, rebuild = tree.partition(params)
     return functools.partial(jax.jit(lambda leaves, *args: fun(rebuild(leaves), *args)), leaves)
@@ -157,7 +156,8 @@ def deployed_fun(fun: Callable[..., Any]) -> Callable[..., Any]:
     return fast_fun
 
 
-def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known) -> tuple[StoredKernel | None, Choice]:
+def choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known) -> tuple[StoredKernel | None, Choice]:
+    """The form in which the products of one masked leaf are fastest; `None` where it stays as it is."""
     keeps = verbs.of_weights(path, leaf, mask)
     if keeps is None:
         return None, Choice(path, leaf.shape, 1.0, "dense", None, None, "a frequency mask leaves no weight out")
@@ -172,8 +172,10 @@ def _choose(path: str, leaf: Any, mask: Any, used: Products | str, known: Known)
     return stored, Choice(path, leaf.shape, density, name, winner.dense, winner.milliseconds, winner.reason)
 
 
-def _is_abstract(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
+def filled(args: Any) -> Any:
+    """Arguments with zeros in place of what has only a shape."""
+    is_abstract = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_abstract(leaf) else leaf, args)
 
 
 def _is_stored(leaf: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NewType
 
 import jax
@@ -49,11 +49,7 @@ def fastest(kernel: np.ndarray, mask: np.ndarray, products: Products, known: Kno
       products: What it is multiplied with.
       known: Earlier results; this one is added.
     """
-    forms = [
-        Dense.of(jnp.asarray(kernel)),
-        Dense.of(jnp.asarray(kernel), transposed=True),
-        *candidates(kernel, mask, max(x.shape[0] for x in products.operands)),
-    ]
+    forms = [*_dense(kernel), *candidates(kernel, mask, max(x.shape[0] for x in products.operands))]
     key = (*map(str, (products, *forms)), *(_rounded(leaf.size) for leaf in jax.tree.leaves(forms)))
     if key not in known:
         known[key] = _winner(forms, products)
@@ -61,11 +57,45 @@ def fastest(kernel: np.ndarray, mask: np.ndarray, products: Products, known: Kno
     return winner._replace(form=forms[place] if place else None)
 
 
-def _winner(forms: list[Any], products: Products) -> tuple[int, Winner]:
+def shrunk(kernel: np.ndarray, products: Products, small: np.ndarray, small_products: Products, known: Known) -> Winner:
+    """Times the products of a kernel that is smaller against those of the full one.
+
+    Args:
+      kernel: `(in, out)`, full.
+      products: What it is multiplied with.
+      small: The smaller kernel.
+      small_products: What that is multiplied with.
+      known: Earlier results; this one is added.
+
+    Returns:
+      The dense form of the smaller kernel, or `None` for its form where it gains nothing.
+    """
+    key = (str(products), str(small_products), kernel.shape, small.shape)
+    if key not in known:
+        times = _timing.seconds([*_calls(_dense(kernel), products), *_calls(_dense(small), small_products)], _FINE)
+        medians = 1e3 * np.median(times, axis=1)
+        layout, best = int(np.argmin(medians[:2])), 2 + int(np.argmin(medians[2:]))
+        gain = _timing.speedup(times, of=best, over=layout)
+        wins = gain >= _MARGIN and _timing.sure_speedup(times, of=best, over=layout) > 1
+        why = f"shrunk to {small.shape[0]}×{small.shape[1]}: {gain:.2f} times the best dense"
+        known[key] = best if wins else 0, Winner(None, float(medians[layout]), float(medians[best]), why)
+    place, winner = known[key]
+    return winner._replace(form=_dense(small)[place - 2] if place else None)
+
+
+def _dense(kernel: np.ndarray) -> list[Dense]:
+    return [Dense.of(jnp.asarray(kernel), transposed=transposed) for transposed in (False, True)]
+
+
+def _calls(forms: Sequence[Any], products: Products) -> list[Callable[[], Any]]:
     rng = np.random.default_rng(0)
     xs = [jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype) for x in products.operands]
     run = jax.jit(_multiply, static_argnames="dtypes")
-    calls = [functools.partial(run, form, xs, dtypes=products.dtypes) for form in forms]
+    return [functools.partial(run, form, xs, dtypes=products.dtypes) for form in forms]
+
+
+def _winner(forms: list[Any], products: Products) -> tuple[int, Winner]:
+    calls = _calls(forms, products)
     rivals = [i for i in range(2, len(forms)) if _runs(calls[i])]
     rough = np.median(_timing.seconds([calls[i] for i in rivals], _ROUGH), axis=1) if rivals else np.empty(0)
     finalists = [0, 1, *(rivals[i] for i in np.argsort(rough)[:_FINALISTS])]
@@ -80,7 +110,7 @@ def _winner(forms: list[Any], products: Products) -> tuple[int, Winner]:
     why = (
         f"the best sparse form: {gain:.2f} times the best dense"
         if sparse != layout
-        else "the mask has no form worth timing"
+        else "no form is worth timing: too few blocks are empty, and too few weights are 0 to be skipped singly"
     )
     if _timing.sure_speedup(times, of=1, over=0) >= _LAYOUT_MARGIN:
         return 1, Winner(None, dense, dense, why)
