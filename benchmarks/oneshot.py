@@ -26,7 +26,7 @@ from jaxprune import _text, budgets, layerwise, oneshot, patterns
 from jaxprune._arrays import tree
 
 _CACHE = Path(__file__).parent / "oneshot.jsonl"
-_SEQUENCES_PER_BATCH = 4
+SEQUENCES_PER_BATCH = 4
 _TOLERANCE = 0.02  # of a perplexity, between devices
 _PROTOCOL = 1  # raise it when anything below changes a result
 BLOCKS = jaxprune.filters.is_kernel & jaxprune.filters.named("^layers/")
@@ -93,7 +93,7 @@ def measure(method: str, asked: str, cache: Path) -> rows.Row:
     params, tokenizer = smollm.load(cache)
     train, test = texts.wikipedia(cache)
     sequences = texts.sequences(train, tokenizer)
-    batches = list(sequences.reshape(-1, _SEQUENCES_PER_BATCH, sequences.shape[-1]))
+    batches = list(sequences.reshape(-1, SEQUENCES_PER_BATCH, sequences.shape[-1]))
     prune = functools.partial(METHODS[method], **PATTERNS[asked]) if method != "dense" else dense
     start, cpu = time.perf_counter(), time.process_time()
     pruned = jax.block_until_ready(prune(params, batches))
