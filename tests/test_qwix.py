@@ -16,7 +16,6 @@ from jaxprune import patterns
 pytestmark = [
     pytest.mark.dtype_promotion,
     pytest.mark.rank_promotion,
-    pytest.mark.filterwarnings("ignore:'VariableState' was removed:DeprecationWarning"),
 ]
 
 

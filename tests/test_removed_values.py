@@ -211,7 +211,6 @@ class Quantised(nn.Module):
         return nn.Dense(3)(x + nn.Dense(8)(nn.relu(x)))
 
 
-@pytest.mark.filterwarnings("ignore:'VariableState' was removed:DeprecationWarning")
 def test_a_model_under_quantisation_aware_training_shrinks():
     """Scales are maxima over pruned axes; the gradient of the straight-through rule has zeros that nothing ties."""
     rule = qwix.QtRule(module_path=".*", weight_qtype="int8", act_qtype="int8")
