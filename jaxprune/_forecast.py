@@ -143,7 +143,7 @@ def _with_shrunk(
         return choice._replace(reason=f"{choice.reason}; shrunk, it is timed with the whole function alone")
     kernels = [np.asarray(x) if used.summed == 0 else np.asarray(x).T for x in (leaf, small)]
     winner = _race.shrunk(kernels[0], used, kernels[1], small_used, known)
-    reason = f"{winner.reason}; {choice.reason}"
+    reason = f"{winner.reason}; {choice.reason if choice.form == 'dense' else f'{choice.form}: {choice.reason}'}"
     gain = 1.0 if choice.dense is None or choice.chosen is None else choice.dense / choice.chosen
     if winner.form is None or (choice.form != "dense" and winner.dense / winner.milliseconds <= gain):
         return choice._replace(reason=reason)

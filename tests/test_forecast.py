@@ -73,6 +73,9 @@ def test_a_stored_form_that_gains_more_stays_chosen(params, clock):
     forms = {leaf.path: leaf.form for leaf in found.leaves}
     assert forms["first"] == "shrink", "removed outputs leave no strip shorter"
     assert forms["outputs first"].startswith("blocks of 1×32, ")
+    reason = next(leaf.reason for leaf in found.leaves if leaf.path == "outputs first")
+    assert reason.startswith("shrunk to 32×32: 2.00 times the best dense; blocks of 1×32, ")
+    assert reason.endswith(": 4.00 times the best dense")
     assert (found.best, found.deployed, found.shrunk) == ("deploy", 3000, 5000)
     assert found.verdict == "Yes: `deploy` it, 2.67 times as fast."
     clock.update(small=1.0, whole=[8.0, 3.0, 2.0])

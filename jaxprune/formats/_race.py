@@ -110,7 +110,7 @@ def _winner(forms: list[Any], products: Products) -> tuple[int, Winner]:
     why = (
         f"the best sparse form: {gain:.2f} times the best dense"
         if sparse != layout
-        else "no form is worth timing: too few blocks are empty, and too few weights are 0 to be skipped singly"
+        else "no stored form is worth timing: too few blocks are empty, too few weights 0"
     )
     if _timing.sure_speedup(times, of=1, over=0) >= _LAYOUT_MARGIN:
         return 1, Winner(None, dense, dense, why)
