@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -16,7 +17,7 @@ from jaxprune._strategies._from_scores import from_scores
 from jaxprune._strategies._within import pruned
 from jaxprune.filters import is_kernel
 from jaxprune.structured._coupling import Coupling
-from jaxprune.structured._select import Alike, masks_of_best_units
+from jaxprune.structured._select import masks_of_best_units
 from jaxprune.typing import Budget, Count, Masks, Params, Scores, Sparsity, Where
 
 
@@ -32,7 +33,7 @@ def slim(
     normalize: bool = True,
     round_to: int = 1,
     keep_at_least: int = 1,
-    alike: Alike = False,
+    alike: bool | str | Sequence[str] = False,
     where: Where = is_kernel,
     budget: Budget = budgets.uniform,
     within: Masks = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,6 @@ from jaxprune.structured._fitted import Fitted
 from jaxprune.structured._scores import Aggregate, Norm, UnitScores, of_norms, of_slices
 from jaxprune.typing import Masks, Params, Scores, Sparsity, Where
 
-Alike: TypeAlias = bool | str | Sequence[str]
-"""Which groups keep equally many units: those whose names differ in numbers alone, or match a regular expression."""
-
 
 def masks_of_best_units(
     params: Params,
@@ -37,7 +34,7 @@ def masks_of_best_units(
     budget: Callable[..., Any] = budgets.uniform,
     round_to: int = 1,
     keep_at_least: int = 1,
-    alike: Alike = False,
+    alike: bool | str | Sequence[str] = False,
     where: Where = is_kernel,
 ) -> Masks:
     """Keeps the best units of each group of a coupling, with every slice they own; see `jaxprune.slim`.
@@ -53,7 +50,7 @@ def masks_of_best_units(
       budget: How many units each group keeps. It sees the groups as leaves, so that `by_path` matches their names.
       round_to: Keep a multiple of so many units, or all.
       keep_at_least: Keep so many units of every group.
-      alike: Which groups keep equally many.
+      alike: Which groups keep equally many: those whose names differ in numbers alone, or match an expression.
       where: Picks the leaves that a norm is taken of.
 
     Returns:
@@ -170,7 +167,7 @@ def _counts(
     return rounded
 
 
-def _classes(groups: Sequence[Group], alike: Alike) -> list[list[int]]:
+def _classes(groups: Sequence[Group], alike: bool | str | Sequence[str]) -> list[list[int]]:
     """The groups that keep equally many units, by number; one that is like no other is by itself."""
     if isinstance(alike, bool):
         keys = [(_table.pattern(group.name), group.width) if alike else group.name for group in groups]
