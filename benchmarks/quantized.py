@@ -142,8 +142,8 @@ def perplexities(cache: Path) -> dict[tuple[str, str], tuple[float, float, float
     pruned = oneshot.METHODS["sparsegpt"](params, batches, **oneshot.PATTERNS["2:4"])
     result = {}
     for name, start, share, of_mask in (("dense", params, 1.0, 0.0), ("2:4", pruned, 0.5, 1.0)):
-        for kind, (bits, tile) in {"float16": (16, None), "int8": (8, None), "int4": (4, None), **_TILED}.items():
-            found = start if bits == 16 else rounded(start, bits, tile)
+        for kind, (bits, tile) in {"float32": (32, None), "int8": (8, None), "int4": (4, None), **_TILED}.items():
+            found = start if bits == 32 else rounded(start, bits, tile)
             wikipedia, news = (oneshot.perplexity(found, tokens) for tokens in held_out)
             result[name, kind] = wikipedia, news, share * bits + of_mask + (0 if tile is None else 16 / tile)
             print(name, kind, *result[name, kind], flush=True)
