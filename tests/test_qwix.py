@@ -83,7 +83,7 @@ def trained(model, params, optimizer, steps=20):
 def test_zeros_stay_zeros_through_quantisation_aware_training():
     rule = qwix.QtRule(weight_qtype="int8", act_qtype="int8")
     model = qwix.quantize_model(Perceptron(16), qwix.QtProvider([rule]))
-    start = model.init(jax.random.key(0), X)
+    start = Perceptron(16).init(jax.random.key(0), X)
     masks = jaxprune.magnitude(start, pattern=patterns.NM(2, 4))
     grads = jax.grad(lambda params: jnp.square(model.apply(params, X)).sum())(start)
     first, mask = (values["params"]["first"]["kernel"] for values in (grads, masks))

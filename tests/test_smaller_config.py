@@ -16,7 +16,7 @@ from jaxprune._strategies import slim
 from jaxprune.structured._leaf_plan import LeafPlan
 from jaxprune.structured._shrink import plan_of
 
-LAYERS, HEAD = 3, 2
+LAYERS, HEAD = 2, 2
 
 
 class LinenBlock(linen.Module):
