@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxprune._arrays import meshes, xla
 
+_COMPARED = 64  # up to here comparing all pairs of a group takes less than sorting it
 _INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
@@ -43,18 +44,47 @@ def keys(values: Float[Any, "..."] | Int[Array, "..."], absolute: bool = False) 
         bits = bits.astype(jnp.int32)
     magnitude = bits & xp.array(jnp.iinfo(integer).max, bits.dtype)
     ordered = magnitude if absolute else xp.where(bits < 0, -magnitude, magnitude)
-    return xp.where(magnitude > infinity, xp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
+    is_nan = magnitude > infinity
+    if xp is np and not is_nan.any():
+        return ordered
+    return xp.where(is_nan, xp.array(jnp.iinfo(bits.dtype).min + 1, bits.dtype), ordered)
 
 
-def best_of_each(values: Int[Any, "..."], axis: int, n: int, m: int) -> Bool[Any, "..."]:
-    """Which are among the `n` highest of their `m`: those that fewer than `n` of the others come before.
+def best_of_each(values: Int[np.ndarray, "..."], axis: int, n: int, m: int) -> Bool[np.ndarray, "..."]:
+    """Which are among the `n` highest of their `m`, ties to the lowest index: by comparing each with the others.
+
+    Args:
+      values: NumPy's, for which nothing is compiled.
+      axis: What groups run along, from 0 on; `m` divides it.
+      n: How many stay.
+      m: The size of a group.
+    """
+    groups = values.reshape(*values.shape[:axis], -1, m, *values.shape[axis + 1 :])
+    if m > _COMPARED:
+        order = np.argsort(~groups, axis=axis + 1, kind="stable")
+        kept = np.zeros(groups.shape, bool)
+        np.put_along_axis(kept, np.take(order, range(n), axis=axis + 1), True, axis=axis + 1)
+        return kept.reshape(values.shape)
+    places = [groups[(*[slice(None)] * (axis + 1), place)] for place in range(m)]
+    before = np.zeros((m, *places[0].shape), np.uint8)  # how many come before each
+    for i, first in enumerate(places):
+        for j, second in enumerate(places[i + 1 :], i + 1):
+            is_less = first < second
+            before[i] += is_less
+            before[j] += ~is_less
+    return np.moveaxis(before < n, 0, axis + 1).reshape(values.shape)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def best_of_each_traced(scores: Float[Array, "..."], axis: int, n: int, m: int) -> Bool[Array, "..."]:
+    """As `best_of_each`, traced once for all leaves of a shape.
 
     Each is compared with its neighbours where they lie, so that nothing is moved into groups.
     """
-    xp: Any = np if isinstance(values, np.ndarray) else jnp  # so that nothing is compiled for concrete scores
-    place = xp.arange(values.shape[axis], dtype=np.int32) % m
+    values = keys(scores)
+    place = jnp.arange(values.shape[axis], dtype=np.int32) % m
     place = place.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
-    rank = xp.zeros(values.shape, np.int32)
+    rank = jnp.zeros(values.shape, np.int32)
     for distance in range(1, m):
         later, earlier = _shifted(values, axis, distance), _shifted(values, axis, -distance)
         rank = rank + ((later > values) & (place < m - distance)).astype(np.int32)
@@ -62,22 +92,9 @@ def best_of_each(values: Int[Any, "..."], axis: int, n: int, m: int) -> Bool[Any
     return rank < n
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def best_of_each_traced(scores: Float[Array, "..."], axis: int, n: int, m: int) -> Bool[Array, "..."]:
-    """Traced once for all leaves of a shape."""
-    return best_of_each(keys(scores), axis, n, m)
-
-
-def _shifted(values: Int[Any, "..."], axis: int, distance: int) -> Int[Any, "..."]:
+def _shifted(values: Int[Array, "..."], axis: int, distance: int) -> Int[Array, "..."]:
     """At each place what stands so many places later; the lowest integer where nothing does."""
     lowest = np.array(np.iinfo(values.dtype).min, values.dtype)
-    if isinstance(values, np.ndarray):
-        shifted = np.full_like(values, lowest)
-        ends = slice(max(-distance, 0), values.shape[axis] - max(distance, 0))
-        source = slice(max(distance, 0), values.shape[axis] - max(-distance, 0))
-        before = (slice(None),) * axis
-        shifted[(*before, ends)] = values[(*before, source)]
-        return shifted
     return lax.pad(values, lowest, [(-distance, distance, 0) if a == axis else (0, 0, 0) for a in range(values.ndim)])
 
 

@@ -31,7 +31,7 @@ def apply(path: str, leaf: Any, mask: Any) -> Any:
         return leaf
     if isinstance(mask, Spectral):
         tree.check_floating(path, leaf)
-        return mask.project(leaf)
+        return mask.project(jnp.asarray(leaf))
     return jnp.where(meshes.like(checked(path, leaf, mask), leaf), leaf, jnp.zeros_like(leaf))
 
 
