@@ -99,6 +99,20 @@ class Rule:
         settles = isinstance(self.budget, budgets.SettlingBudget)
         return self.sparsity if self.sparsity is not None or fixes or settles else sparsity
 
+    def counts(self, shapes: Params, sparsity: Sparsity | None = None) -> list[int] | None:
+        """How many groups of its pattern each leaf keeps; `None` where only scores tell.
+
+        Args:
+          shapes: `jax.ShapeDtypeStruct` for the leaves of the rule, `None` for all others.
+          sparsity: What the rules are called with.
+        """
+        pattern = self.pattern or patterns.Unstructured()
+        budget = self.budget or (budgets.global_ if self.method is _strategies.lamp else budgets.uniform)
+        if budget not in (budgets.uniform, budgets.erk):
+            return None
+        settled: Any = requests.settled(pattern, self.settled(sparsity), budget)
+        return [int(count) for count in jax.tree.leaves(budget(shapes, settled, pattern))]
+
 
 class Decision(NamedTuple):
     """What is to become of one leaf.
@@ -238,22 +252,6 @@ class Rules:
         )
 
 
-def counts(rule: Rule, shapes: Params, sparsity: Sparsity | None) -> list[int] | None:
-    """How many groups of its pattern each leaf of a rule keeps; `None` where only scores tell.
-
-    Args:
-      rule: With a method.
-      shapes: `jax.ShapeDtypeStruct` for the leaves of the rule, `None` for all others.
-      sparsity: What the rules are called with.
-    """
-    pattern = rule.pattern or patterns.Unstructured()
-    budget = rule.budget or (budgets.global_ if rule.method is _strategies.lamp else budgets.uniform)
-    if budget not in (budgets.uniform, budgets.erk):
-        return None
-    settled: Any = requests.settled(pattern, rule.settled(sparsity), budget)
-    return [int(count) for count in jax.tree.leaves(budget(shapes, settled, pattern))]
-
-
 def _left(rule: Rule, shapes: Params, sizes: Sequence[int], sparsity: Sparsity | None) -> list[int | None]:
     """How many weights each leaf of a rule keeps, as far as shapes tell."""
     if rule.method is None:
@@ -261,7 +259,7 @@ def _left(rule: Rule, shapes: Params, sizes: Sequence[int], sparsity: Sparsity |
     pattern = rule.pattern or patterns.Unstructured()
     if pattern.sparsity is not None:
         return [round(size * (1 - pattern.sparsity)) for size in sizes]
-    kept = counts(rule, shapes, sparsity)
+    kept = rule.counts(shapes, sparsity)
     if kept is None:
         return [None] * len(sizes)
     groups = budgets.group_sizes(shapes, pattern)

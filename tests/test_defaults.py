@@ -11,9 +11,11 @@ from jaxprune import (
     budgets,
     corruptions,
     formats,
+    io,
     layerwise,
     oneshot,
     patterns,
+    rules,
     scores,
     statistics,
     structured,
@@ -53,6 +55,12 @@ DEFAULTS = {
     "budgets.owl": "threshold=5.0, deviation=0.08",
     "formats.Dense": "transposed=False",
     "formats.Strips": "method='strip by strip'",
+    "io.compare": "progress=False",
+    "io.inspect": "layout='auto', progress=False",
+    "io.pack": "layout='auto', progress=False",
+    "io.prune": "layout='auto', packed=False, progress=False",
+    "io.save": "packed=False",
+    "io.unpack": "progress=False",
     "layerwise.ADMM": "iterations=20, damping=0.3, within='output', refit=False",
     "layerwise.SparseGPT": "block=128, damping=0.1, within='block'",
     "layerwise.Wanda": "within='output'",
@@ -69,6 +77,7 @@ DEFAULTS = {
     "oneshot.swap": "steps=100",
     "patterns.Block": "balanced=False",
     "patterns.NM": "group=1",
+    "rules.Rule": "path=''",
     "scores.magnitude": "norm='l1'",
     "scores.ria": "power=0.5",
     "structured.latency": "other=0.0",
@@ -79,7 +88,8 @@ DEFAULTS = {
     "targets.Within": "factor=0.5, resolution=0.2, rounds=12",
 }
 MODULES = (
-    jaxprune, budgets, corruptions, formats, layerwise, oneshot, patterns, scores, statistics, structured, targets
+    jaxprune, budgets, corruptions, formats, io, layerwise, oneshot, patterns, rules, scores, statistics, structured,
+    targets,
 )  # fmt: skip
 
 

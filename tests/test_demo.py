@@ -120,9 +120,6 @@ def test_no_two_lines_of_the_picture_look_alike(tmp_path):
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     assert _cli.main(["demo", "--data", "fashion-mnist", "--folder", str(tmp_path)]) == 2
     assert "has no 'train-images-idx3-ubyte'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        _cli.main(["demo", "--sparsity", "90"])
-    assert "fraction removed, from 0 to below 1; got 90" in capsys.readouterr().err
 
 
 def test_report_counts_what_a_person_would(tmp_path):

@@ -14,9 +14,11 @@ from jaxprune import (
     corruptions,
     filters,
     formats,
+    io,
     layerwise,
     oneshot,
     patterns,
+    rules,
     scores,
     statistics,
     structured,
@@ -458,6 +460,17 @@ for name in ("noise", "occlusion"):
 row("corruptions.blur", lambda: corruptions.blur(-1), ValueError, "sigma")
 row("corruptions.contrast", lambda: corruptions.contrast("a"), TypeError, "factor")
 row("corruptions.standard", lambda: corruptions.standard(0), TypeError, "key")
+for name in ("load", "shapes", "inspect"):
+    row(f"io.{name}", functools.partial(getattr(io, name), "nothing.pt"), FileNotFoundError, "There is no 'nothing.pt'")
+for name in ("pack", "unpack", "compare"):
+    row(f"io.{name}", functools.partial(getattr(io, name), "nothing", "x"), FileNotFoundError, "There is no 'nothing'")
+row("io.prune", lambda: io.prune("nothing", "x", rules.Rules([])), FileNotFoundError, "There is no 'nothing'")
+row("io.save", lambda: io.save("x.npz", 0.5), TypeError, "must be a pytree of arrays")
+row("rules.Rule", lambda: rules.Rule("("), ValueError, "is not a regular expression")
+row("rules.Rules", lambda: rules.Rules([0.5]), TypeError, "takes a list of `Rule`")
+row("rules.rule_of", lambda: rules.rule_of(sparsity="0.5"), TypeError, "'sparsity' must be a number")
+row("rules.pattern_of", lambda: rules.pattern_of("2/4"), ValueError, "the pattern must be one of")
+row("rules.read", lambda: rules.read(__file__), ValueError, "is not TOML")
 row("formats.deployed_fun", lambda: formats.deployed_fun(0.5), TypeError, "`fun` must be a function")
 
 
@@ -477,11 +490,17 @@ EXEMPT = {
     "targets.Proposal": "a result",
     "structured.Fitted": "a result",
     "structured.Sizes": "a result",
+    **{f"io.{name}": "a result" for name in ("Compared", "Comparison", "Inspected", "Inspection")},
+    **{f"rules.{name}": "a result" for name in ("Decision", "Explanation")},
+    **{f"rules.{name}": "of another module" for name in ("Budget", "Pattern", "is_kernel")},
     "structured.UnitScores": "a result",
     **{f"statistics.{name}": "a result" for name in ("Axes", "Gram", "Moments", "Norm", "Variance")},
     **{f"formats.{name}": "a result" for name in ("Choice", "Choices", "Dense", "Rows", "StoredKernel", "Strips")},
 }
-ROOMS = (budgets, corruptions, filters, formats, layerwise, oneshot, patterns, scores, statistics, structured, targets)
+ROOMS = (
+    budgets, corruptions, filters, formats, io, layerwise, oneshot, patterns, rules, scores, statistics, structured,
+    targets,
+)  # fmt: skip
 
 
 def public_names():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune import _progress, _strategies, budgets, patterns, rules
+from jaxprune import _progress, _strategies, budgets, patterns
 from jaxprune import scores as scoring
 from jaxprune._arrays import tree
 from jaxprune._evaluation import LeafSummary
@@ -125,7 +125,7 @@ def _jobs(source: Source, how: Rules, where: Where, layout: _layouts.Layout) -> 
         pattern = rule.pattern or patterns.Unstructured()
         fixed = pattern.sparsity is not None or rule.method is _strategies.dft
         only = treedef.unflatten([leaf if numbers[path] == number else None for path, leaf in rows])
-        ends = [None] * len(mine) if fixed else rules.counts(rule, only, None) or [None] * len(mine)
+        ends = [None] * len(mine) if fixed else rule.counts(only) or [None] * len(mine)
         for (name, path, leaf), end in zip(mine, ends, strict=True):
             oriented = _layouts.oriented(pattern, path, leaf.shape, layout)
             scores = jax.ShapeDtypeStruct(leaf.shape, np.float32) if rule.method is _strategies.lamp else leaf
