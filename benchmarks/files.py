@@ -1,7 +1,7 @@
 """What does it take to prune a checkpoint from file to file?
 
 SmolLM2-135M, saved as safetensors in float32 and in bfloat16, and as a checkpoint of orbax. Each command runs in a
-process of its own: its time, without imports, as a multiple of copying the file and bringing the copy to the disk, and its peak of
+process of its own: its time, without imports, as a multiple of a copy that is as safely on the disk, and its peak of
 memory, beside the bound of 1.3 times the largest array plus 200 MB. The masks are compared with those of the library.
 """
 
@@ -74,9 +74,8 @@ def main(argv: list[str]) -> None:
     params = jax.tree.map(np.asarray, params)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     figures = dict[str, float]()
-    print(
-        f"{history.device()}\n\n{'checkpoint':12}{'command':12}{'seconds':>10}{'to a copy':>12}{'peak MB':>10}{'bound':>8}"
-    )
+    print(f"{history.device()}\n")
+    print(f"{'checkpoint':12}{'command':12}{'seconds':>10}{'to a copy':>12}{'peak MB':>10}{'bound':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for kind, ending in _KINDS.items():
             source, target = Path(folder) / f"model{ending}", Path(folder) / f"out{ending or '.safetensors'}"
