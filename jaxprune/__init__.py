@@ -17,6 +17,7 @@ from jaxprune._calibration import calibrate as calibrate
 from jaxprune._calibration import layout as layout
 from jaxprune._evaluation import Convergence as Convergence
 from jaxprune._evaluation import Evaluation as Evaluation
+from jaxprune._evaluation import Layer as Layer
 from jaxprune._evaluation import LeafSummary as LeafSummary
 from jaxprune._evaluation import Macs as Macs
 from jaxprune._evaluation import Report as Report
@@ -25,6 +26,7 @@ from jaxprune._evaluation import count_params as count_params
 from jaxprune._evaluation import density as density
 from jaxprune._evaluation import macs as macs
 from jaxprune._evaluation import nbytes as nbytes
+from jaxprune._evaluation import overview as overview
 from jaxprune._evaluation import relative_size_change as relative_size_change
 from jaxprune._evaluation import report as report
 from jaxprune._evaluation import sparsity as sparsity

@@ -6,7 +6,7 @@ import pytest
 import jaxprune
 from jaxprune import _cli, io, patterns
 
-_COMMANDS = ("inspect", "prune", "compare", "pack", "unpack", "demo")
+_COMMANDS = ("inspect", "prune", "compare", "pack", "unpack", "report", "demo")
 
 
 @pytest.fixture
@@ -117,3 +117,15 @@ def test_lists_of_the_demo_are_written_as_one_likes(monkeypatch, capsys):
         assert run(capsys, "demo", "--strategies", "slim", "global", "--seed", "3", "--sparsity", *arguments)[0] == 0
     assert found[0] == found[1]
     assert (found[0].strategies, found[0].sparsities, found[0].seed) == (("slim", "global"), (0.5, 0.9), 3)
+
+
+def test_reports_in_a_folder_are_compared(tmp_path, capsys):
+    code, _, err = run(capsys, "report", tmp_path)
+    assert code == 2
+    assert "has no reports" in err
+    params = {"kernel": np.ones((2, 2), np.float32)}
+    model = (lambda p, x: x @ p["kernel"], params)
+    jaxprune.report(model, model, np.ones((1, 2), np.float32), metrics={"one": lambda f, p: 1}).to_html(
+        tmp_path / "a.html"
+    )
+    assert run(capsys, "report", tmp_path)[:2] == (0, f"Wrote {tmp_path / 'index.html'}.\n")

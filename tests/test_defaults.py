@@ -39,6 +39,7 @@ DEFAULTS = {
     "magnitude": "norm='l1'",
     "movement": "begin=0, every=1",
     "prune_retrain": "epochs=10, minimum=-inf, progress=False",
+    "Report": "masked=True",
     "report": "timed=False",
     "ria": "power=0.5",
     "rigl": "begin=0, every=100, per_leaf=True",

@@ -448,6 +448,8 @@ row("prune_retrain", lambda: TRAINED(epochs=-1), ValueError, "`epochs` must be 0
 row("prune_retrain", lambda: TRAINED(patience=0), ValueError, "`patience` must be 1 or more")
 row("rewind", lambda: jaxprune.rewind(PARAMS, {"first": None}, MASKS), ValueError, "structure")
 row("rewind", lambda: jaxprune.rewind(PARAMS, PARAMS, WRONG_MASK), ValueError, "shape (3, 3)")
+row("report", lambda: jaxprune.report((fun, PARAMS), (fun, PARAMS), X), ValueError, "got neither")
+row("overview", lambda: jaxprune.overview("nowhere"), ValueError, "has no reports")
 row("report", lambda: jaxprune.report(0.5, 0.5, X, jnp.zeros(6, int)), TypeError, "as `(fun, params)`")
 for name in ("noise", "occlusion"):
     row(f"corruptions.{name}", functools.partial(getattr(corruptions, name), 0, 0.1), TypeError, "key")
@@ -475,7 +477,9 @@ row("formats.deployed_fun", lambda: formats.deployed_fun(0.5), TypeError, "`fun`
 
 
 # What has no row of its own: nothing is asked of it but what its own functions are asked.
-RESULTS = "Convergence Coupling Evaluation Forecast Layout LeafSummary Macs Packed Plan Report Rounds Spectral".split()
+RESULTS = (
+    "Convergence Coupling Evaluation Forecast Layer Layout LeafSummary Macs Packed Plan Report Rounds Spectral".split()
+)
 EXEMPT = {
     **dict.fromkeys(RESULTS, "a result, which the library makes"),
     "Trainer": "four functions, which `prune_retrain` calls",

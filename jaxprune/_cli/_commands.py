@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from jaxprune import _text, filters, io, rules
-from jaxprune._evaluation import LeafSummary
+from jaxprune._evaluation import LeafSummary, overview
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _STRATEGIES = ("uniform", "global", "n:m", "block", "slim", "variance", "dft-energy", "dft-low", "dft-high")
@@ -147,6 +147,14 @@ def unpack(path: Path, output: Path) -> None:
     """Write what `pack` wrote as arrays with zeros again, or any checkpoint as one of another kind."""
     io.unpack(path, output, progress=_bar())
     click.echo(_sizes(path, output))
+
+
+@_jaxprune.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@_example("jaxprune report runs")
+def report(folder: Path) -> None:
+    """Compare the runs whose reports are in a folder, on one page."""
+    click.echo(f"Wrote {overview(folder)}.")
 
 
 @_jaxprune.command()

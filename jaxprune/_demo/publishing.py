@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from rich.table import Table
 from jaxprune import _text
 from jaxprune._demo import pictures
 from jaxprune._demo.data import Images
+from jaxprune._evaluation._overview import overview
 from jaxprune._evaluation._report import Evaluation, Report
 
 _HEADINGS = ("strategy", "sparsity", "accuracy", "change", "recall", "F1", "weights", "KiB")
@@ -62,7 +64,13 @@ def publish(console: Console, data: Images, results: Sequence[Result], groups: M
         layers, "what is kept of hidden/kernel (a frequency mask leaves no zeros)", output / "masks.png"
     )
     (output / "report.md").write_text(_report(data, results))
-    names = ", ".join(str(output / name) for name in ("report.md", "accuracy.png", "masks.png"))
+    (output / "runs").mkdir(exist_ok=True)
+    for result in results:
+        title = f"{result.strategy} at {100 * result.asked:g} %"
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        result.report.to_html(output / "runs" / f"{name}.html", title)
+    overview(output)
+    names = ", ".join(str(output / name) for name in ("index.html", "report.md", "accuracy.png", "masks.png"))
     console.print(f"\nWrote {names}.")
 
 

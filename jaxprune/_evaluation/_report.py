@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,43 +16,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _text
+from jaxprune import _documents, _text
 from jaxprune._arrays import checks, tree
-from jaxprune._evaluation import _metrics
+from jaxprune._evaluation import _metrics, _page, _plots
 from jaxprune._evaluation._convergence import Convergence, averaged
+from jaxprune._evaluation._layers import Layer, drawn
 from jaxprune._evaluation._macs import macs
+from jaxprune._evaluation._overview import KIND
 from jaxprune.corruptions import Corruption
 from jaxprune.typing import Masks, Params
 
 Model = tuple[Callable[[Params, Any], Any], Params]
-"""A function `fun(params, inputs)` that returns logits `(batch, classes)`, and its parameters."""
+"""A function `fun(params, inputs)` and its parameters."""
+
+Metric = Callable[[Callable[[Params, Any], Any], Params], Any]
+"""From a function and its parameters to a number."""
 
 _BATCH = 1000
 _TIMINGS = 11
+_SHARES = ("accuracy", "macro recall", "macro F1")
 
 
 class Evaluation(NamedTuple):
     """What was measured of one model.
 
     Attributes:
-      accuracy: The share of samples classified right, in [0, 1].
-      recall: Averaged over the classes, each counting the same.
-      f1: The harmonic mean of precision and recall, averaged over the classes.
+      metrics: By name: of a classifier `accuracy`, the share of samples classified right, `macro recall`, averaged over
+        the classes, and `macro F1`, the harmonic mean of precision and recall, likewise.
       parameters: Floating-point numbers kept.
       bytes: What they and their masks need.
       macs: Multiply-accumulates per sample that involve a kept weight.
       milliseconds: For one batch of at most 1,000 samples; `None` where it was not timed.
       corrupted: The accuracy under each corruption, by its name.
+      macs_by_leaf: Those of each leaf, by its path.
     """
 
-    accuracy: float
-    recall: float
-    f1: float
+    metrics: Mapping[str, float]
     parameters: int
     bytes: int
     macs: float
     milliseconds: float | None
     corrupted: Mapping[str, float] = MappingProxyType({})
+    macs_by_leaf: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def accuracy(self) -> float:
+        """Of a classifier."""
+        return self.metrics["accuracy"]
+
+    @property
+    def recall(self) -> float:
+        """Of a classifier."""
+        return self.metrics["macro recall"]
+
+    @property
+    def f1(self) -> float:
+        """Of a classifier."""
+        return self.metrics["macro F1"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +85,8 @@ class Report:
       leaves: What each pruned leaf keeps.
       requested: The sparsity that was asked for, if `report` was told.
       convergence: The losses of both trainings, if `report` was given them.
+      masked: Whether it is the same function with zeros, and not a smaller one.
+      layers: The weights of the largest pruned leaves.
     """
 
     before: Evaluation
@@ -71,6 +94,8 @@ class Report:
     leaves: Sequence[_metrics.LeafSummary]
     requested: float | None = None
     convergence: Convergence | None = None
+    masked: bool = True
+    layers: Sequence[Layer] = ()
 
     @property
     def sparsity(self) -> float:
@@ -81,15 +106,9 @@ class Report:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Measure, before, after, change."""
         before, after = self.before, self.after
-        rows = [
-            (name, f"{100 * b:.2f} %", f"{100 * a:.2f} %", f"{100 * (a - b):+.2f} points")
-            for name, b, a in (
-                ("accuracy", before.accuracy, after.accuracy),
-                ("macro recall", before.recall, after.recall),
-                ("macro F1", before.f1, after.f1),
-                *((f"accuracy, {name}", share, after.corrupted[name]) for name, share in before.corrupted.items()),
-            )
-        ]
+        rows = [(name, *_change(name, value, after.metrics[name])) for name, value in before.metrics.items()]
+        for name, share in before.corrupted.items():
+            rows.append((f"accuracy, {name}", *_change("accuracy", share, after.corrupted[name])))
         for name, b, a in (
             ("parameters", before.parameters, after.parameters),
             ("bytes", before.bytes, after.bytes),
@@ -126,39 +145,107 @@ class Report:
         Raises:
           ImportError: Without matplotlib, which `pip install "jaxprune[demo]"` brings.
         """
-        from matplotlib.figure import Figure
+        _plots.draw(self, Path(path))
 
-        draw = [_draw_quality, _draw_kept]
-        draw += [_draw_corrupted] * bool(self.before.corrupted) + [_draw_losses] * (self.convergence is not None)
-        rows = (len(draw) + 1) // 2
-        figure = Figure(figsize=(9, 3 * rows + 0.2 * len(self.leaves)), layout="constrained")
-        panels = figure.subplots(rows, 2, squeeze=False).flat
-        for axes, function in zip(panels, draw, strict=False):
-            function(axes, self)
-        for axes in list(panels)[len(draw) :]:
-            axes.set_visible(False)
-        figure.savefig(path)
+    def verdict(self) -> list[str]:
+        """What was asked, what was reached, what it cost, and whether it is faster on this device, in sentences."""
+        before, after = self.before, self.after
+        asked = "" if self.requested is None else f" {100 * self.requested:.2f} % was asked for."
+        said = [f"{100 * self.sparsity:.2f} % of the weights of the pruned leaves are gone.{asked}"]
+        for name, value in list(before.metrics.items())[:3]:
+            said.append("{}: {} before, {} after ({}).".format(name, *_change(name, value, after.metrics[name])))
+        smaller = _factor(before.bytes, after.bytes)
+        said.append(f"{before.bytes:,} bytes became {after.bytes:,}, with the masks at one bit a weight: {smaller}.")
+        if before.milliseconds is not None and after.milliseconds is not None:
+            ratio = before.milliseconds / after.milliseconds
+            times = f"a batch took {before.milliseconds:.2f} ms and takes {after.milliseconds:.2f}"
+            said.append(f"On this device, {times}: {f'{ratio:.2f}x faster' if ratio > 1.05 else 'not faster'}.")
+            if ratio <= 1.05 and self.masked:
+                said.append("A masked model computes with its zeros; `shrink` and `deploy` make use of them.")
+        elif self.masked:
+            said.append("It is not faster as it is, since a masked model computes with its zeros; it was not timed.")
+        return said
+
+    def to_html(self, path: str | Path, title: str = "Before and after pruning") -> None:
+        """Writes one self-contained page, for a screen of any size and for print.
+
+        Beside it, a record of the same name that ends in `.json` lets `overview` compare this run with others.
+
+        Args:
+          path: Where to.
+          title: Of the page, and of the run.
+        """
+        _page.write(Path(path), _page.document(title, self.verdict(), self._sections()))
+        record = {
+            "title": title,
+            "sparsity": self.sparsity,
+            "before": dict(self.before.metrics),
+            "after": dict(self.after.metrics),
+            "parameters": self.after.parameters,
+            "bytes": self.after.bytes,
+            "macs": self.after.macs,
+        }
+        _documents.write(Path(path).with_suffix(".json"), KIND, record)
+
+    def _sections(self) -> list[tuple[str, str]]:
+        measures = [[_page.Cell(text) for text in row] for row in self.rows()]
+        sections = [("Before and after", _page.table(("measure", "before", "after", "change"), measures))]
+        if self.convergence is not None:
+            window = self.convergence.window
+            losses = {"before": self.convergence.before, "after": self.convergence.after}
+            lines = {name: _thinned(averaged(values, window), window) for name, values in losses.items()}
+            sections.append(("Training", _page.chart(lines, "step", "loss", marks=False)))
+        sections.append(("What each leaf keeps", _page.table(*self._leaves())))
+        if self.layers:
+            note = _page.paragraph("Each kernel as a matrix, its last axis across; dark parts are gone.")
+            pictures = [_page.picture(layer.kept, layer.path) for layer in self.layers]
+            sections.append(("Masks of the largest leaves", note + _page.grid(pictures)))
+            charts = [_page.chart(_weights(layer), "weight", "share", layer.path, marks=False) for layer in self.layers]
+            note = _page.paragraph("Zeros are left out.")
+            sections.append(("Weights of the largest leaves", note + _page.grid(charts)))
+        return sections
+
+    def _leaves(self) -> tuple[Sequence[str], list[list[_page.Cell]]]:
+        heading = ["leaf", "shape", "weights", "kept", "density", "MACs before", "MACs after"]
+        rows = list[list[_page.Cell]]()
+        for leaf in self.leaves:
+            macs = [model.macs_by_leaf.get(leaf.path, 0.0) for model in (self.before, self.after)]
+            density = 1 - leaf.sparsity
+            rows.append(
+                [
+                    _page.Cell(leaf.path),
+                    _page.Cell("×".join(map(str, leaf.shape)), leaf.size),
+                    _page.Cell(f"{leaf.size:,}", leaf.size),
+                    _page.Cell(f"{leaf.kept:,}", leaf.kept),
+                    _page.Cell(f"{100 * density:.2f} %", density, density),
+                    *(_page.Cell(f"{count:,.0f}", count) for count in macs),
+                ]
+            )
+        return heading, rows
 
 
 def report(
     before: Model,
     after: Model,
     inputs: Any,
-    labels: Any,
+    labels: Any = None,
     *,
+    metrics: Mapping[str, Metric] | None = None,
     masks: Masks | None = None,
     requested: float | None = None,
     timed: bool = False,
     corruptions: Mapping[str, Corruption] | None = None,
     convergence: Convergence | None = None,
 ) -> Report:
-    """Evaluates a classifier before and after pruning on the same samples.
+    """Evaluates a model before and after pruning on the same samples.
 
     Args:
       before: `(fun, params)` of the dense model.
       after: `(fun, params)` of the pruned one: the same function with pruned parameters, or a smaller one.
       inputs: Samples `(n, ...)`, best such as the model was not trained on.
-      labels: Integer classes `(n,)`.
+      labels: Integer classes `(n,)` of a classifier, whose function returns logits `(batch, classes)`.
+      metrics: For any other task: functions `metric(fun, params)` that return a number, by their names, in place of
+        `labels`. They have the data in them.
       masks: Of the pruned parameters, where they are masked; without masks, leaves of another shape count as pruned.
       requested: The sparsity that was asked for, which the report shows next to the one achieved.
       timed: Measure the time for one batch. A masked model is not faster than a dense one; a shrunk one is.
@@ -170,7 +257,8 @@ def report(
       The evidence.
 
     Raises:
-      ValueError: Inputs and labels differ in number, or a corruption changes the shape.
+      ValueError: Inputs and labels differ in number, there are both labels and metrics or neither, a metric is NaN or
+        infinite, or a corruption changes the shape.
       ImportError: Without scikit-learn, which `pip install "jaxprune[demo]"` brings.
 
     Examples:
@@ -183,18 +271,25 @@ def report(
     for model in (before, after):
         if not checks.is_a(model, tuple, list) or len(model) != 2 or not callable(model[0]):
             raise TypeError(f"`report` takes each model as `(fun, params)`; got {type(model).__name__}.")
-    if len(inputs) != len(labels):
+    if (labels is None) == (metrics is None) or (corruptions and metrics is not None):
+        raise ValueError(
+            "`report` takes `labels` for a classifier, alone with `corruptions`, or `metrics` for any other task; got "
+            f"{'neither' if metrics is None else 'both'}. Give, for example, `metrics={{'loss': loss}}`."
+        )
+    if labels is not None and len(inputs) != len(labels):
         raise ValueError(f"`report` needs one label for each input; got {len(inputs)} inputs, {len(labels)} labels.")
-    samples, answers = np.asarray(inputs), np.asarray(labels)
+    samples = np.asarray(inputs)
     corrupted = {name: _corrupted(name, corrupt, samples) for name, corrupt in (corruptions or {}).items()}
     milliseconds = _times(before, after, samples[:_BATCH]) if timed else (None, None)
-    return Report(
-        _evaluate(before, samples, answers, corrupted, None, milliseconds[0]),
-        _evaluate(after, samples, answers, corrupted, masks, milliseconds[1]),
-        _metrics.summary(after[1], masks) if masks is not None else _smaller(before[1], after[1]),
-        requested,
-        convergence,
-    )
+    leaves = _metrics.summary(after[1], masks) if masks is not None else _smaller(before[1], after[1])
+    measured = [
+        _measured(model, samples, which, None if labels is None else np.asarray(labels), metrics, corrupted)
+        for model, which in ((before, "before"), (after, "after"))
+    ]
+    first = _evaluation(before, samples, *measured[0], None, milliseconds[0])
+    second = _evaluation(after, samples, *measured[1], masks, milliseconds[1])
+    layers = drawn(before[1], after[1], masks, leaves)
+    return Report(first, second, leaves, requested, convergence, masks is not None, layers)
 
 
 def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray:
@@ -206,18 +301,26 @@ def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray
     return corrupted
 
 
-def _evaluate(
+def _measured(
     model: Model,
     inputs: np.ndarray,
-    labels: np.ndarray,
+    which: str,
+    labels: np.ndarray | None,
+    metrics: Mapping[str, Metric] | None,
     corrupted: Mapping[str, np.ndarray],
-    masks: Masks | None,
-    milliseconds: float | None,
-) -> Evaluation:
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics, and the accuracy under corruptions."""
+    fun, params = model
+    if metrics is not None:
+        found = {name: float(np.asarray(metric(fun, params))) for name, metric in metrics.items()}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise ValueError(f"`metrics['{name}']` gives {value} {which} pruning. Look at what the model puts out.")
+        return found, {}
+    assert labels is not None
     from sklearn.metrics import accuracy_score, f1_score, recall_score
 
     macro: dict[str, Any] = {"average": "macro", "zero_division": 0.0}
-    fun, params = model
     leaves, rebuild = tree.partition(params)
     classify = jax.jit(lambda leaves, x: jnp.argmax(fun(rebuild(leaves), x), axis=-1))
 
@@ -226,17 +329,34 @@ def _evaluate(
         return np.concatenate([np.asarray(classify(leaves, part)) for part in parts])
 
     predicted = predict(inputs)
+    scores = {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro recall": float(recall_score(labels, predicted, **macro)),
+        "macro F1": float(f1_score(labels, predicted, **macro)),
+    }
+    return scores, {name: float(accuracy_score(labels, predict(samples))) for name, samples in corrupted.items()}
+
+
+def _evaluation(
+    model: Model,
+    inputs: np.ndarray,
+    metrics: Mapping[str, float],
+    corrupted: Mapping[str, float],
+    masks: Masks | None,
+    milliseconds: float | None,
+) -> Evaluation:
+    fun, params = model
     counted = macs(fun, params, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype), masks=masks)
-    removed = 0 if masks is None else sum(leaf.size - leaf.kept for leaf in _metrics.summary(params, masks))
+    summary = [] if masks is None else _metrics.summary(params, masks)
+    density = {leaf.path: 1 - leaf.sparsity for leaf in summary}
     return Evaluation(
-        float(accuracy_score(labels, predicted)),
-        float(recall_score(labels, predicted, **macro)),
-        float(f1_score(labels, predicted, **macro)),
-        _metrics.count_params(params) - removed,
+        metrics,
+        _metrics.count_params(params) - sum(leaf.size - leaf.kept for leaf in summary),
         _metrics.nbytes(params, masks),
         float(counted.effective),
         milliseconds,
-        {name: float(accuracy_score(labels, predict(samples))) for name, samples in corrupted.items()},
+        corrupted,
+        {path: number * density.get(path, 1.0) for path, number in counted.by_leaf.items()},
     )
 
 
@@ -269,49 +389,31 @@ def _smaller(before: Params, after: Params) -> list[_metrics.LeafSummary]:
     return rows
 
 
+def _change(name: str, before: float, after: float) -> tuple[str, str, str]:
+    """Before, after and the change, as texts: shares in per cent."""
+    if name in _SHARES:
+        return f"{100 * before:.2f} %", f"{100 * after:.2f} %", f"{100 * (after - before):+.2f} points"
+    relative = f" ({100 * (after / before - 1):+.1f} %)" if before else ""
+    return f"{before:.4g}", f"{after:.4g}", f"{after - before:+.4g}{relative}"
+
+
+def _weights(layer: Layer) -> dict[str, list[tuple[float, float]]]:
+    middles = (layer.edges[1:] + layer.edges[:-1]) / 2
+    return {
+        name: [(float(x), float(y)) for x, y in zip(middles, shares, strict=True)]
+        for name, shares in (("before", layer.before), ("after", layer.after))
+    }
+
+
+def _thinned(values: np.ndarray, first: int) -> list[tuple[float, float]]:
+    """Some hundreds of points."""
+    every = max(len(values) // 300, 1)
+    return [(first + i, float(values[i])) for i in range(0, len(values), every)]
+
+
 def _factor(before: float, after: float) -> str:
     return f"{before / after:.2f}x less" if after else "nothing left"
 
 
 def _steps(number: int | None) -> str:
     return "never" if number is None else f"{number:,}"
-
-
-def _draw_pairs(axes: Any, names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> None:
-    """Draws bars of shares in per cent, in pairs of before and after."""
-    for offset, label, shares in ((-0.2, "before", before), (0.2, "after", after)):
-        bars = axes.bar(np.arange(len(names)) + offset, [100 * share for share in shares], 0.4, label=label)
-        axes.bar_label(bars, fmt="%.1f", fontsize="small")
-    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize="small")
-    axes.set_ylabel("per cent")
-    axes.legend(loc="lower right")
-
-
-def _draw_quality(axes: Any, found: Report) -> None:
-    shares = [(values.accuracy, values.recall, values.f1) for values in (found.before, found.after)]
-    _draw_pairs(axes, ["accuracy", "macro recall", "macro F1"], *shares)
-
-
-def _draw_corrupted(axes: Any, found: Report) -> None:
-    names = list(found.before.corrupted)
-    _draw_pairs(axes, names, *([values.corrupted[name] for name in names] for values in (found.before, found.after)))
-    axes.set_ylabel("accuracy, per cent")
-
-
-def _draw_kept(axes: Any, found: Report) -> None:
-    axes.barh(range(len(found.leaves)), [100 * (1 - leaf.sparsity) for leaf in found.leaves])
-    axes.set_yticks(range(len(found.leaves)), [leaf.path for leaf in found.leaves])
-    axes.invert_yaxis()
-    axes.set_xlabel("kept, per cent")
-
-
-def _draw_losses(axes: Any, found: Report) -> None:
-    assert found.convergence is not None
-    window = found.convergence.window
-    for label, losses in (("before", found.convergence.before), ("after", found.convergence.after)):
-        axes.plot(np.arange(window, len(losses) + 1), averaged(losses, window), label=label)
-    for level, *_ in found.convergence.steps():
-        axes.axhline(level, color="black", linewidth=0.5)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend(loc="upper right")

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxprune import _text
 from jaxprune._arrays import checks, tree
-from jaxprune._evaluation import _metrics
+from jaxprune._evaluation import _metrics, _page
 from jaxprune._masks import masking, verbs
 from jaxprune._progress import Progress, reporting
 from jaxprune._training import _checkpoints
@@ -92,6 +92,26 @@ class Rounds:
         rows = [(f"**{i}**" if i == self.best else str(i), *cells) for i, cells in enumerate(self._cells())]
         return "\n".join(_text.markdown([_HEADING, *rows]))
 
+    def to_html(self, path: str | os.PathLike[str], title: str = "Rounds of pruning") -> None:
+        """Writes one self-contained page: the metric over the sparsity, and every round.
+
+        Args:
+          path: Where to.
+          title: Of the page.
+        """
+        dense, best = self.history[0], self.history[self.best]
+        verdict = [
+            f"The best of {len(self.history) - 1} rounds is round {self.best}, at {best.sparsity:.2%} sparsity.",
+            f"The metric was {dense.metric:.4f} and is {best.metric:.4f} ({best.metric - dense.metric:+.4f}).",
+        ]
+        points = [(row.sparsity, row.metric) for row in self.history if math.isfinite(row.metric)]
+        rows = [[_page.Cell(str(i)), *map(_page.Cell, cells)] for i, cells in enumerate(self._cells())]
+        sections = [
+            ("Quality against sparsity", _page.chart({"rounds": sorted(points)}, "sparsity", "metric")),
+            ("Every round", _page.table(_HEADING, rows)),
+        ]
+        _page.write(Path(path), _page.document(title, verdict, sections))
+
     def _cells(self) -> list[tuple[str, ...]]:
         return [
             (str(row.parent), f"{100 * row.sparsity:.2f} %", f"{row.metric:.4f}", f"{row.kept} of {row.epochs}")
@@ -130,7 +150,8 @@ def prune_retrain(
       folder: Each round is kept here by orbax. Call again with the same arguments to go on where a run was stopped or
         killed: it ends with the same masks and parameters, to the bit. Other arguments are refused, as far as they can
         be told apart: the parameters, the options, the target, the masks of the rounds so far, and the dense model's
-        metric. One run at a time; nothing is removed but the round that a killed run left half-written.
+        metric. One run at a time; nothing is removed but the round that a killed run left half-written. At the end
+        it gets a page, `report.html`.
       progress: Called as `progress(epoch, epochs, what)` at the start of each round, where `epoch` is 0, and after each
         epoch, with the round and its best metric as `what`; or `True`, to show a bar by rich.
 
@@ -196,7 +217,10 @@ def prune_retrain(
                 break
         best = target.best(passed)
         found, masks = run.model(best)
-    return Rounds(found, masks, tuple(run.rounds), best)
+        rounds = Rounds(found, masks, tuple(run.rounds), best)
+        if folder is not None and jax.process_index() == 0:
+            rounds.to_html(Path(folder) / "report.html")
+    return rounds
 
 
 class _Retrained(NamedTuple):
