@@ -75,7 +75,7 @@ def test_any_task_has_a_report_by_its_own_metrics():
     assert found.after.metrics["loss"] > 2
     row = found.rows()[0]
     assert row[:2] == ("loss", "1")
-    assert row[3] == f"{found.after.metrics['loss'] - 1:+.4g} ({100 * (found.after.metrics['loss'] - 1):+.1f} %)"
+    assert row[3] == f"{found.after.metrics['loss'] - 1:+.4g}, {100 * (found.after.metrics['loss'] - 1):+.1f} %"
     assert found.before.macs_by_leaf == {f"{_HOSTILE}/kernel": 512.0}
     assert found.after.macs_by_leaf == {f"{_HOSTILE}/kernel": 128.0}
     assert found.verdict()[0] == "75.00 % of the weights of the pruned leaves are gone. 75.00 % was asked for."

@@ -10,7 +10,6 @@ import numpy as np
 from jaxprune._arrays import tree
 from jaxprune._evaluation import _metrics
 from jaxprune._masks import masking, verbs
-from jaxprune._masks.frequency import Spectral
 from jaxprune.typing import Masks, Params
 
 _DRAWN = 12  # layers, the largest
@@ -26,14 +25,15 @@ class Layer(NamedTuple):
       edges: Between which weights are counted.
       before: The shares of its weights between them, those that are 0 left out.
       after: Likewise, after pruning.
-      kept: The share kept of each part of the kernel as a matrix, its last axis across: at most 96 by 96.
+      kept: The share kept of each part of the kernel as a matrix, its last axis across, at most 96 by 96; `None` where
+        no single weights are masked.
     """
 
     path: str
     edges: np.ndarray
     before: np.ndarray
     after: np.ndarray
-    kept: np.ndarray
+    kept: np.ndarray | None
 
 
 def drawn(before: Params, after: Params, masks: Masks | None, leaves: list[_metrics.LeafSummary]) -> list[Layer]:
@@ -53,10 +53,10 @@ def _layer(path: str, before: Any, after: Any, mask: Any) -> Layer:
     reach = float(np.abs(first[np.isfinite(first)]).max(initial=0)) or 1.0
     edges = np.linspace(-reach, reach, _BINS + 1)
     shares, later = (np.histogram(w[w != 0], edges)[0] / max(first.size, 1) for w in (first, last))
-    if mask is None or isinstance(mask, Spectral):
-        kept = np.asarray(after) != 0
-    else:
-        kept = np.broadcast_to(np.asarray(verbs.checked(path, after, mask)), after.shape)
+    keeps = verbs.of_weights(path, after, mask)
+    if keeps is None:
+        return Layer(path, edges, shares, later, None)
+    kept = np.broadcast_to(np.asarray(keeps), after.shape)
     matrix = kept.reshape(-1, kept.shape[-1]) if kept.ndim else kept.reshape(1, 1)
     return Layer(path, edges, shares, later, _shrunk(matrix))
 

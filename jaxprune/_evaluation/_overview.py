@@ -42,7 +42,7 @@ def overview(folder: str | Path) -> Path:
     sections = [("All runs", _page.table([*heading, "parameters", "bytes", "MACs"], rows))]
     for name in names:
         lines = {"after pruning": _points(found, name, "after"), "before": _points(found, name, "before")}
-        sections.append((name, _page.chart(lines, "sparsity", name)))
+        sections.append((name, _page.chart(lines, "sparsity", name, joined=False)))
     low, high = (choose(map(_sparsity, found.values())) for choose in (min, max))
     verdict = [f"{len(found)} runs, from {low:.2%} to {high:.2%} sparsity."]
     target = Path(folder) / "index.html"

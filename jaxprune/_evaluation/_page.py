@@ -35,7 +35,7 @@ h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-td:first-child { overflow-wrap: anywhere; white-space: normal; min-width: 8rem; }
+td:first-child { overflow-wrap: anywhere; white-space: normal; min-width: 9rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid #2563eb; }
 th[aria-sort] button::after { content: " \\2191"; }
@@ -46,7 +46,7 @@ figcaption, .note { color: var(--soft); font-size: .9rem; overflow-wrap: anywher
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--soft); }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
+img { width: 100%; height: 15rem; image-rendering: pixelated; border: 1px solid var(--line); }
 .key { display: flex; flex-wrap: wrap; gap: .25rem 1rem; color: var(--soft); font-size: .9rem; }
 .key svg { width: 2rem; height: .8rem; vertical-align: middle; margin-right: .3rem; }
 @media print {
@@ -129,7 +129,9 @@ def picture(kept: np.ndarray, caption: str) -> str:
     )
 
 
-def chart(lines: Mapping[str, Points], across: str, up: str, caption: str = "", *, marks: bool = True) -> str:
+def chart(
+    lines: Mapping[str, Points], across: str, up: str, caption: str = "", *, marks: bool = True, joined: bool = True
+) -> str:
     """Lines over a plane.
 
     Args:
@@ -138,6 +140,7 @@ def chart(lines: Mapping[str, Points], across: str, up: str, caption: str = "", 
       up: What the vertical axis is.
       caption: Below it.
       marks: Whether to mark the points.
+      joined: Whether to join them.
     """
     points = [point for line in lines.values() for point in line]
     if not points:
@@ -160,7 +163,8 @@ def chart(lines: Mapping[str, Points], across: str, up: str, caption: str = "", 
     for number, (name, line) in enumerate(lines.items()):
         placed = [place(point) for point in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline points="{path}" fill="none" {_look(number)}><title>{_text(name)}</title></polyline>')
+        if joined:
+            parts.append(f'<polyline points="{path}" fill="none" {_look(number)}/>')
         if marks:
             colour = _COLOURS[number % len(_COLOURS)]
             for (x, y), (a, b) in zip(placed, line, strict=True):

@@ -161,7 +161,7 @@ class Report:
             times = f"a batch took {before.milliseconds:.2f} ms and takes {after.milliseconds:.2f}"
             said.append(f"On this device, {times}: {f'{ratio:.2f}x faster' if ratio > 1.05 else 'not faster'}.")
             if ratio <= 1.05 and self.masked:
-                said.append("A masked model computes with its zeros; `shrink` and `deploy` make use of them.")
+                said.append("A masked model computes with its zeros; shrinking it, or `deploy`, makes use of them.")
         elif self.masked:
             said.append("It is not faster as it is, since a masked model computes with its zeros; it was not timed.")
         return said
@@ -198,8 +198,9 @@ class Report:
         sections.append(("What each leaf keeps", _page.table(*self._leaves())))
         if self.layers:
             note = _page.paragraph("Each kernel as a matrix, its last axis across; dark parts are gone.")
-            pictures = [_page.picture(layer.kept, layer.path) for layer in self.layers]
-            sections.append(("Masks of the largest leaves", note + _page.grid(pictures)))
+            pictures = [_page.picture(layer.kept, layer.path) for layer in self.layers if layer.kept is not None]
+            if pictures:
+                sections.append(("Masks of the largest leaves", note + _page.grid(pictures)))
             charts = [_page.chart(_weights(layer), "weight", "share", layer.path, marks=False) for layer in self.layers]
             note = _page.paragraph("Zeros are left out.")
             sections.append(("Weights of the largest leaves", note + _page.grid(charts)))
@@ -393,7 +394,7 @@ def _change(name: str, before: float, after: float) -> tuple[str, str, str]:
     """Before, after and the change, as texts: shares in per cent."""
     if name in _SHARES:
         return f"{100 * before:.2f} %", f"{100 * after:.2f} %", f"{100 * (after - before):+.2f} points"
-    relative = f" ({100 * (after / before - 1):+.1f} %)" if before else ""
+    relative = f", {100 * (after / before - 1):+.1f} %" if before else ""
     return f"{before:.4g}", f"{after:.4g}", f"{after - before:+.4g}{relative}"
 
 
@@ -412,7 +413,9 @@ def _thinned(values: np.ndarray, first: int) -> list[tuple[float, float]]:
 
 
 def _factor(before: float, after: float) -> str:
-    return f"{before / after:.2f}x less" if after else "nothing left"
+    if not after:
+        return "nothing left"
+    return f"{before / after:.2f}x less" if after <= before else f"{after / before:.2f}x more"
 
 
 def _steps(number: int | None) -> str:
