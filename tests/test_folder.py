@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import jaxprune
-from jaxprune import structured
+from jaxprune import _atomic, structured
 from jaxprune.structured import _folder
 from jaxprune.structured._leaf_plan import LeafPlan
 
@@ -99,7 +99,7 @@ def test_nothing_is_written_over_and_nothing_is_left_of_a_failure(tmp_path, monk
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is there already"):
         structured.save(tmp_path / "link", PARAMS, PLAN)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"missing' is no folder"):
         structured.save(tmp_path / "missing" / "small", PARAMS, PLAN)
 
     def full(*_):
@@ -114,7 +114,7 @@ def test_nothing_is_written_over_and_nothing_is_left_of_a_failure(tmp_path, monk
 
 def test_files_are_on_the_disk_before_the_folder_has_its_name(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(_folder, "_sync", lambda path: order.append((path.name, (tmp_path / "small").exists())))
+    monkeypatch.setattr(_atomic, "_sync", lambda path: order.append((path.name, (tmp_path / "small").exists())))
     structured.save(tmp_path / "small", PARAMS, PLAN)
     assert {name for name, named in order if not named} >= {"model.json", "params.npz", "plan.json"}
     assert order[-1] == (tmp_path.name, True)

@@ -18,8 +18,8 @@ import pytest
 import safetensors.numpy
 
 import jaxprune
-from jaxprune import budgets, io, patterns
-from jaxprune.io import _atomic, _packed, _safetensors
+from jaxprune import _atomic, budgets, io, patterns
+from jaxprune.io import _packed, _safetensors
 from jaxprune.rules import Rule, Rules
 
 _DTYPES = [

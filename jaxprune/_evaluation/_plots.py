@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxprune._evaluation._convergence import averaged
 
-if TYPE_CHECKING:
-    from jaxprune._evaluation._report import Report
 
-
-def draw(found: Report, path: Path) -> None:
-    """Draws the quality before and after and the density of each leaf, and what else there is, into a file."""
+def draw(found: Any, path: Path) -> None:
+    """Draws the quality before and after and the density of each leaf of a `Report`, and what else there is."""
     from matplotlib.figure import Figure
 
     panels = [_draw_quality, _draw_kept]
@@ -40,7 +37,7 @@ def _draw_pairs(axes: Any, names: Sequence[str], before: Sequence[float], after:
     axes.legend(loc="lower right")
 
 
-def _draw_quality(axes: Any, found: Report) -> None:
+def _draw_quality(axes: Any, found: Any) -> None:
     names = list(found.before.metrics)
     before, after = ([values.metrics[name] for name in names] for values in (found.before, found.after))
     if "accuracy" in names:
@@ -53,20 +50,20 @@ def _draw_quality(axes: Any, found: Report) -> None:
     axes.set_ylabel("after, times before")
 
 
-def _draw_corrupted(axes: Any, found: Report) -> None:
+def _draw_corrupted(axes: Any, found: Any) -> None:
     names = list(found.before.corrupted)
     _draw_pairs(axes, names, *([values.corrupted[name] for name in names] for values in (found.before, found.after)))
     axes.set_ylabel("accuracy, per cent")
 
 
-def _draw_kept(axes: Any, found: Report) -> None:
+def _draw_kept(axes: Any, found: Any) -> None:
     axes.barh(range(len(found.leaves)), [100 * (1 - leaf.sparsity) for leaf in found.leaves])
     axes.set_yticks(range(len(found.leaves)), [leaf.path for leaf in found.leaves])
     axes.invert_yaxis()
     axes.set_xlabel("kept, per cent")
 
 
-def _draw_losses(axes: Any, found: Report) -> None:
+def _draw_losses(axes: Any, found: Any) -> None:
     assert found.convergence is not None
     window = found.convergence.window
     for label, losses in (("before", found.convergence.before), ("after", found.convergence.after)):

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxprune.io import _atomic
+from jaxprune import _atomic
 from jaxprune.io._safetensors import Leaf, Writer
 from jaxprune.io._sources import DTYPES, Folder, Source, orbax, serialization
 

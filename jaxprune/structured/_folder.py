@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import _documents
+from jaxprune import _atomic, _documents
 from jaxprune._arrays import checks, tree
 from jaxprune.structured._plan import Plan
 from jaxprune.structured._shrink import shrink_fun
@@ -65,7 +62,8 @@ def save(folder: str | os.PathLike[str], params: Params, plan: Plan) -> None:
         if not checks.is_concrete(leaf) or not getattr(leaf, "is_fully_addressable", True):
             raise ValueError(f"'{path}' is not here as a whole, so it cannot be written. Gather it first.")
     sizes = plan.sizes()
-    with _complete(Path(folder)) as unfinished:
+    size = sum(leaf.nbytes for leaf in arrays.values())
+    with _atomic.complete(Path(folder), size, folder=True) as unfinished:
         records = _write_arrays(unfinished / _ARRAYS, arrays)
         plan.save(unfinished / _PLAN)
         body = {
@@ -122,35 +120,6 @@ def _check_shapes(arrays: Mapping[str, Any], plan: Plan, what: str, fix: str) ->
             raise ValueError(
                 f"'{path}' has shape {tuple(arrays[path].shape)}; by the plan it is {plan.leaves[path].small}. {fix}"
             )
-
-
-@contextlib.contextmanager
-def _complete(folder: Path) -> Generator[Path]:
-    """A folder to write to that gets its true name at the end; after an error nothing is left of it."""
-    if os.path.lexists(folder):
-        raise ValueError(f"'{folder}' is there already, and nothing is written over. Give another name.")
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        for path in (*unfinished.iterdir(), unfinished):
-            _sync(path)
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    """Has a file, or the names in a folder, written to the disk now, where the system can do so."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
