@@ -6,7 +6,7 @@ import pytest
 import jaxprune
 from jaxprune import _cli, io, patterns
 
-_COMMANDS = ("inspect", "prune", "compare", "pack", "unpack", "report", "demo")
+_COMMANDS = ("inspect", "prune", "compare", "pack", "unpack", "run", "report", "demo")
 
 
 @pytest.fixture

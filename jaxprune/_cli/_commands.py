@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from jaxprune import _text, filters, io, rules
+from jaxprune._cli import _program
 from jaxprune._evaluation import LeafSummary, overview
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -147,6 +148,33 @@ def unpack(path: Path, output: Path) -> None:
     """Write what `pack` wrote as arrays with zeros again, or any checkpoint as one of another kind."""
     io.unpack(path, output, progress=_bar())
     click.echo(_sizes(path, output))
+
+
+@_jaxprune.command("run")
+@click.argument("program", type=click.Path(path_type=Path))
+@_output
+@click.option("--method", type=click.Choice(_program.METHODS), default="magnitude", show_default=True)
+@click.option("--sparsity", type=float, default=0.5, show_default=True, help="The fraction to remove, from 0 to 1.")
+@click.option("--pattern", help="What is removed together: 2:4, 16x16, channel, along.  [single weights]")
+@click.option("--budget", type=click.Choice(sorted(rules.BUDGETS)), help="How it is spread.  [that of the method]")
+@click.option("--where", metavar="REGEX", help="Prune only kernels whose paths match.")
+@click.option("--rounds", type=click.IntRange(1), help="Prune and retrain in so many rounds, by `trainer`.")
+@_example("jaxprune run examples/digits_linen.py --method slim --sparsity 0.5 -o small")
+def run_program(
+    program: Path, output: Path, method: str, sparsity: float, where: str | None, rounds: int | None, **options: Any
+) -> None:
+    """Prune a model that a Python program defines, and report what came of it.
+
+    The program defines `fun(params, inputs)`, `params` and `batches`, a list of inputs; and, where it can,
+    `evaluate(fun, params)`, a number or numbers by name, `loss(params)`, `retrain(fun, params, masks)` and, for rounds,
+    a `trainer`. The output is a folder with the parameters, the plan of a smaller model, and a report.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = rules.rule_of(**given)
+    values = {name: getattr(chosen, name) for name in given}
+    if where is not None:
+        values["where"] = filters.is_kernel & filters.named(where)
+    click.echo(str(_program.run(program, output, method, sparsity, values, rounds)))
 
 
 @_jaxprune.command()

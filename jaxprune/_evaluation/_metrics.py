@@ -146,7 +146,7 @@ def _kept(params: Params, masks: Masks | None) -> list[tuple[str, Any, Any]]:
         rows = [(path, leaf) for path, leaf in tree.flatten(params)[0] if is_kernel(path, leaf)]
         for row in rows:
             tree.check_width(*row)
-        return [(path, leaf, wide.counted(leaf != 0)) for path, leaf in rows]
+        return [(path, leaf, wide.counted(jnp.asarray(leaf != 0))) for path, leaf in rows]
     rows = tree.flatten(params, masks, names=("masks",))[0]
     return [(path, leaf, verbs.count(path, leaf, mask)) for path, leaf, mask in rows if mask is not None]
 
