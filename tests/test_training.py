@@ -397,4 +397,5 @@ def test_a_round_that_was_killed_while_it_was_written_is_done_again(tmp_path):
     again = jaxprune.prune_retrain(DENSE, jaxprune.magnitude, trainer(), target, **run)
     assert again.history == found.history
     jax.tree.map(np.testing.assert_array_equal, (again.params, again.masks), (found.params, found.masks))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["round_0000", "round_0001", "round_0002"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["report.html", "round_0000", "round_0001", "round_0002"]
