@@ -34,8 +34,11 @@ def test_a_checkpoint_goes_in_and_a_pruned_one_comes_out(model, tmp_path, capsys
     assert out.splitlines()[1].split() == ["mlp/weight", "32×16", "512", "256", "50.00", "%"]
     expected = jaxprune.magnitude(model, pattern=patterns.NM(2, 4, axis=-1), where=lambda path, _: "mlp" in path)
     assert np.array_equal(io.load(pruned)["mlp"]["weight"] != 0, expected["mlp"]["weight"])
-    code, out, _ = run(capsys, "inspect", pruned)
+    code, out, _ = run(capsys, "inspect", pruned, "--html", tmp_path / "page.html")
     assert code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert '<td data-value="0.5">50.00 %</td>' in page
+    assert "mlp/weight" in page
     assert out.splitlines()[2].split()[:6] == ["mlp/weight", "32×16", "float32", "50.00", "%", "2:4"]
     code, out, _ = run(capsys, "compare", source, pruned)
     assert code == 1

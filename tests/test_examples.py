@@ -78,6 +78,14 @@ def test_every_method_serves_a_program(method, program, tmp_path, capsys):
         assert float(jaxprune.sparsity(saved)) == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_forecast_goes_into_the_report(program, tmp_path):
+    assert run(program, "--pattern", "2:4", "--forecast", "-o", tmp_path / "out") == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Will it be faster?</h2>" in page
+    assert "Faster on this device?" in page
+    assert "It is not faster as it is" not in page
+
+
 def test_rounds_use_the_program_s_trainer(program, tmp_path):
     assert run(program, "--rounds", "2", "--sparsity", "0.75", "-o", tmp_path / "out") == 0
     assert (tmp_path / "out" / "rounds.html").exists()

@@ -74,13 +74,17 @@ _path = click.argument("path", type=click.Path(path_type=Path))
 @_jaxprune.command()
 @_path
 @_layout
-@_example("jaxprune inspect model.safetensors")
-def inspect(path: Path, layout: Any) -> None:
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page that sorts, too.")
+@_example("jaxprune inspect model.safetensors --html model.html")
+def inspect(path: Path, layout: Any, html: Path | None) -> None:
     """What is in a checkpoint: shapes, zeros, N:M patterns, norms, and how prunable each array is.
 
     The column "energy" is the share of the sum of squares in the largest half of an array's numbers.
     """
-    click.echo(str(io.inspect(path, layout=layout, progress=_bar())))
+    found = io.inspect(path, layout=layout, progress=_bar())
+    click.echo(str(found))
+    if html is not None:
+        found.to_html(html, path.name)
 
 
 @_jaxprune.command()
@@ -159,9 +163,17 @@ def unpack(path: Path, output: Path) -> None:
 @click.option("--budget", type=click.Choice(sorted(rules.BUDGETS)), help="How it is spread.  [that of the method]")
 @click.option("--where", metavar="REGEX", help="Prune only kernels whose paths match.")
 @click.option("--rounds", type=click.IntRange(1), help="Prune and retrain in so many rounds, by `trainer`.")
+@click.option("--forecast", is_flag=True, help="Time whether masks like these make the model faster here.")
 @_example("jaxprune run examples/digits_linen.py --method slim --sparsity 0.5 -o small")
 def run_program(
-    program: Path, output: Path, method: str, sparsity: float, where: str | None, rounds: int | None, **options: Any
+    program: Path,
+    output: Path,
+    method: str,
+    sparsity: float,
+    where: str | None,
+    rounds: int | None,
+    forecast: bool,
+    **options: Any,
 ) -> None:
     """Prune a model that a Python program defines, and report what came of it.
 
@@ -174,7 +186,7 @@ def run_program(
     values = {name: getattr(chosen, name) for name in given}
     if where is not None:
         values["where"] = filters.is_kernel & filters.named(where)
-    click.echo(str(_program.run(program, output, method, sparsity, values, rounds)))
+    click.echo(str(_program.run(program, output, method, sparsity, values, rounds, timed=forecast)))
 
 
 @_jaxprune.command()

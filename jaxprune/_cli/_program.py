@@ -16,6 +16,7 @@ from jaxprune._arrays import tree
 from jaxprune._calibration import calibrate
 from jaxprune._evaluation import Report
 from jaxprune._evaluation import report as reported
+from jaxprune._forecast import forecast
 from jaxprune._masks import masking
 from jaxprune._training import Rounds, Trainer, prune_retrain
 from jaxprune.oneshot import prune
@@ -97,7 +98,14 @@ def loaded(path: Path) -> Program:
 
 
 def run(
-    path: Path, output: Path, method: str, sparsity: float, options: Mapping[str, Any], rounds: int | None
+    path: Path,
+    output: Path,
+    method: str,
+    sparsity: float,
+    options: Mapping[str, Any],
+    rounds: int | None,
+    *,
+    timed: bool = False,
 ) -> Report:
     """Prunes what a program defines, and writes a folder: parameters, plan, and a report.
 
@@ -108,6 +116,7 @@ def run(
       sparsity: The fraction to remove.
       options: `where`, `pattern` and `budget`, as far as they are given.
       rounds: How many rounds of pruning and retraining, if it is to be rounds.
+      timed: Whether to forecast if masks like these make the model faster.
 
     Returns:
       The report.
@@ -141,7 +150,14 @@ def run(
             io.save(folder / "params.safetensors", arrays, separator="/")
         before, after = (program.fun, program.params), (fun, params)
         found = reported(
-            before, after, inputs[0], metrics=program.metrics(), masks=masks, requested=sparsity, timed=masks is None
+            before,
+            after,
+            inputs[0],
+            metrics=program.metrics(),
+            masks=masks,
+            requested=sparsity,
+            timed=masks is None,
+            forecast=forecast(program.fun, program.params, masks, inputs[0]) if timed and masks is not None else None,
         )
         found.to_html(folder / "report.html", f"{path.stem}, {method} at {100 * sparsity:g} %")
         (folder / "report.md").write_text(found.to_markdown() + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,20 @@ Metric = Callable[[Callable[[Params, Any], Any], Params], Any]
 _BATCH = 1000
 _TIMINGS = 11
 _SHARES = ("accuracy", "macro recall", "macro F1")
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """What a forecast says, such as `jaxprune.Forecast`."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        ...
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """One for each leaf: path, shape, share kept, best form, milliseconds dense and in that form, reason."""
+        ...
 
 
 class Evaluation(NamedTuple):
@@ -87,6 +101,7 @@ class Report:
       convergence: The losses of both trainings, if `report` was given them.
       masked: Whether it is the same function with zeros, and not a smaller one.
       layers: The weights of the largest pruned leaves.
+      forecast: Whether masks like these make the model faster, if `report` was told.
     """
 
     before: Evaluation
@@ -96,6 +111,7 @@ class Report:
     convergence: Convergence | None = None
     masked: bool = True
     layers: Sequence[Layer] = ()
+    forecast: Timed | None = None
 
     @property
     def sparsity(self) -> float:
@@ -160,10 +176,12 @@ class Report:
             ratio = before.milliseconds / after.milliseconds
             times = f"a batch took {before.milliseconds:.2f} ms and takes {after.milliseconds:.2f}"
             said.append(f"On this device, {times}: {f'{ratio:.2f}x faster' if ratio > 1.05 else 'not faster'}.")
-            if ratio <= 1.05 and self.masked:
+            if ratio <= 1.05 and self.masked and self.forecast is None:
                 said.append("A masked model computes with its zeros; shrinking it, or `deploy`, makes use of them.")
-        elif self.masked:
+        elif self.masked and self.forecast is None:
             said.append("It is not faster as it is, since a masked model computes with its zeros; it was not timed.")
+        if self.forecast is not None:
+            said.append(f"Faster on this device? {self.forecast.verdict}")
         return said
 
     def to_html(self, path: str | Path, title: str = "Before and after pruning") -> None:
@@ -196,6 +214,10 @@ class Report:
             lines = {name: _thinned(averaged(values, window), window) for name, values in losses.items()}
             sections.append(("Training", _page.chart(lines, "step", "loss", marks=False)))
         sections.append(("What each leaf keeps", _page.table(*self._leaves())))
+        if self.forecast is not None:
+            rows = [[_page.Cell(text) for text in row] for row in self.forecast.rows()]
+            heading = ("leaf", "shape", "kept", "best", "dense ms", "ms", "why")
+            sections.append(("Will it be faster?", _page.paragraph(self.forecast.verdict) + _page.table(heading, rows)))
         if self.layers:
             note = _page.paragraph("Each kernel as a matrix, its last axis across; dark parts are gone.")
             pictures = [_page.picture(layer.kept, layer.path) for layer in self.layers if layer.kept is not None]
@@ -237,6 +259,7 @@ def report(
     timed: bool = False,
     corruptions: Mapping[str, Corruption] | None = None,
     convergence: Convergence | None = None,
+    forecast: Timed | None = None,
 ) -> Report:
     """Evaluates a model before and after pruning on the same samples.
 
@@ -253,6 +276,7 @@ def report(
       corruptions: Functions from inputs to worse inputs, by name, under which the accuracy is measured again, such as
         `corruptions.standard(jax.random.key(0))`.
       convergence: The losses of both trainings, to compare how many steps they take.
+      forecast: From `jaxprune.forecast`: whether masks like these make the model faster.
 
     Returns:
       The evidence.
@@ -290,7 +314,7 @@ def report(
     first = _evaluation(before, samples, *measured[0], None, milliseconds[0])
     second = _evaluation(after, samples, *measured[1], masks, milliseconds[1])
     layers = drawn(before[1], after[1], masks, leaves)
-    return Report(first, second, leaves, requested, convergence, masks is not None, layers)
+    return Report(first, second, leaves, requested, convergence, masks is not None, layers, forecast)
 
 
 def _corrupted(name: str, corrupt: Corruption, inputs: np.ndarray) -> np.ndarray:

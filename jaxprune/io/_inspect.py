@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune import _progress, _text
 from jaxprune._arrays import tree
+from jaxprune._evaluation import _page
 from jaxprune._selection import introselect
 from jaxprune.io import _layouts, _packed
 
@@ -75,6 +76,25 @@ class Inspection(NamedTuple):
         numbers = sum(math.prod(leaf.shape) for leaf in self.leaves)
         lines = _text.aligned([HEADING, *rows], "lllrrrrr")
         return "\n".join([*lines, f"{len(rows)} arrays, {numbers:,} numbers, {self.bytes:,} bytes"])
+
+    def to_html(self, path: str | Path, title: str = "A checkpoint") -> None:
+        """Writes the table as one self-contained page that sorts by any column.
+
+        Args:
+          path: Where to.
+          title: Of the page.
+        """
+        numbers = [
+            (None, math.prod(leaf.shape), None, leaf.zeros, None, leaf.norm, leaf.energy, leaf.bad)
+            for leaf in self.leaves
+        ]
+        rows = [
+            [_page.Cell(*pair) for pair in zip(leaf.cells(), values, strict=True)]
+            for leaf, values in zip(self.leaves, numbers, strict=True)
+        ]
+        size = sum(math.prod(leaf.shape) for leaf in self.leaves)
+        verdict = [f"{len(rows)} arrays, {size:,} numbers, {self.bytes:,} bytes."]
+        _page.write(Path(path), _page.document(title, verdict, [("Arrays", _page.table(HEADING, rows))]))
 
 
 class Compared(NamedTuple):
