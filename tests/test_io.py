@@ -1,5 +1,6 @@
 """Checkpoints read, written, pruned from file to file, and packed."""
 
+import functools
 import itertools
 import json
 import math
@@ -483,6 +484,35 @@ def test_pruning_packs_in_one_go(tmp_path):
     assert sizes[0] < sizes[1]
     with pytest.raises(ValueError, match=r"What is packed is a `.safetensors` file"):
         io.pack(tmp_path / "plain.safetensors", tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("transform", ["dft", "dct"])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((32, 48), (-2, -1)), ((15, 21), (-2, -1)), ((4, 6, 8, 5), (-4, -3)), ((9, 16), (-1,))]
+)
+def test_kept_frequencies_take_as_many_numbers(shape, axes, transform, tmp_path):
+    kernel = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    io.save(tmp_path / "in.safetensors", {"kernel": kernel, "bias": np.ones(3, np.float32)})
+    method = functools.partial(jaxprune.dft, axes=axes, transform=transform)
+    masks = method({"kernel": kernel}, 0.75)
+    expected = np.asarray(jaxprune.apply({"kernel": kernel}, masks)["kernel"])
+    parts = _packed.of_frequencies(expected, masks["kernel"])
+    assert parts["values"].size == int(masks["kernel"].count(shape)) == round(0.25 * kernel.size)
+    assert sum(part.nbytes for part in parts.values()) <= parts["values"].nbytes + kernel.size / 8 + 8 * (
+        len(shape) + 4
+    )
+    np.testing.assert_allclose(_packed.unpacked(parts), expected, atol=2e-6)
+    if (axes, transform) == ((-2, -1), "dft"):
+        io.prune(
+            tmp_path / "in.safetensors",
+            tmp_path / "p.safetensors",
+            Rules([Rule(method=jaxprune.dft, sparsity=0.75)]),
+            packed=True,
+        )
+        expected = jaxprune.apply({"kernel": kernel}, masks)["kernel"]
+        np.testing.assert_allclose(io.load(tmp_path / "p.safetensors")["kernel"], expected, atol=2e-6)
+        io.unpack(tmp_path / "p.safetensors", tmp_path / "u.npz")
+        np.testing.assert_allclose(io.load(tmp_path / "u.npz")["kernel"], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("part", ["shape", "values", "bitmask"])

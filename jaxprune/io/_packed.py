@@ -4,6 +4,9 @@ An array `NAME` with zeros becomes `NAME:shape`, `NAME:values`, the numbers that
 a bit for each number, the first in the highest bit; or, where at most n of every m along an axis are not 0,
 `NAME:values`, `NAME:nm`, the numbers n, m and the axis, and `NAME:groups`: for each group, as many bits as it takes to
 say which of the choices of n from m it is, in the order of `itertools.combinations`. The smallest form is taken.
+
+A kernel masked over frequencies becomes `NAME:transform`, 0 for Fourier and 1 for cosine, `NAME:axes`, a bit for each
+coefficient that does not follow from another, and `NAME:values`, the real and then the imaginary parts of those kept.
 """
 
 from __future__ import annotations
@@ -15,8 +18,12 @@ import math
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxprune._masks import frequency
+from jaxprune._masks.frequency import Spectral
 from jaxprune.io import _layouts, _sinks, _sources
 from jaxprune.io._safetensors import Leaf
 from jaxprune.io._sinks import Write
@@ -25,7 +32,7 @@ from jaxprune.io._sources import Named, Source
 PACKED = {"jaxprune": "packed 1"}
 """The metadata of such a file."""
 
-_PARTS = ("shape", "values", "bitmask", "nm", "groups")
+_PARTS = ("shape", "values", "bitmask", "nm", "groups", "transform", "axes")
 _GROUPS = (4, 8, 16)
 _ROWS = 2**20  # groups at a time, so that their bits fit into memory
 
@@ -39,14 +46,19 @@ def writing(target: Path, source: Source, layout: _layouts.Layout = "auto") -> G
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"What is packed is a `.safetensors` file; got '{target}'. Name it so.")
-    parts = [Leaf(f"{name}:{part}", leaf.shape, leaf.dtype) for name, leaf in source.leaves.items() for part in _PARTS]
+    # The most and longest names that an array can get: all others fit into their room.
+    parts = ("shape", "values", "bitmask", "transform", "axes")
+    room = [Leaf(f"{name}:{part}", leaf.shape, leaf.dtype) for name, leaf in source.leaves.items() for part in parts]
     metadata = {**source.metadata, **PACKED}
-    with _sinks.safetensors(target, [*source.leaves.values(), *parts], metadata) as write:
+    with _sinks.safetensors(target, room, metadata) as write:
 
-        def write_packed(name: str, array: np.ndarray) -> None:
+        def write_packed(name: str, array: np.ndarray, mask: Spectral | None = None) -> None:
             path = name.replace(source.separator, "/")
             axes = _layouts.axes_of(path, array.shape, layout) if array.ndim > 1 else None
-            for part, values in packed(array, None if axes is None else axes.inputs).items():
+            parts = (
+                packed(array, None if axes is None else axes.inputs) if mask is None else of_frequencies(array, mask)
+            )
+            for part, values in parts.items():
                 write(f"{name}:{part}" if part else name, values)
 
         yield write_packed
@@ -136,6 +148,8 @@ def unpacked(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     size = math.prod(shape)
     if min(shape, default=0) < 0:
         raise ValueError(f"the shape is {shape}")
+    if "transform" in parts:
+        return _from_frequencies(parts, shape)
     if "bitmask" in parts:
         if parts["bitmask"].size != -(-size // 8):
             raise ValueError(f"there are {parts['bitmask'].size} bytes of mask for {size} numbers")
@@ -159,6 +173,52 @@ def unpacked(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     array[full[code]] = values
     moved = [other for place, other in enumerate(shape) if place != axis % len(shape)]
     return np.moveaxis(array.reshape(*moved, shape[axis]), -1, axis)
+
+
+def of_frequencies(array: np.ndarray, mask: Spectral) -> dict[str, np.ndarray]:
+    """The parts of a kernel that a frequency mask has been applied to: as many numbers as it keeps.
+
+    They are what the kernel is made of, so that it comes back up to the rounding of a transform.
+    """
+    shape = {"shape": np.array(array.shape, np.int64), "axes": np.array(mask.axes, np.int64)}
+    transform = {"transform": np.array([mask.transform == "dct"], np.uint8)}
+    controls = np.broadcast_to(np.asarray(frequency.slots(array.shape, mask.axes, mask.transform)), mask.keep.shape)
+    kept = np.asarray(mask.keep) & (controls > 0)
+    if mask.transform == "dct":
+        values = [np.asarray(jax.scipy.fft.dctn(jnp.asarray(array, jnp.float32), axes=mask.axes, norm="ortho"))[kept]]
+    else:
+        spectrum = np.fft.rfftn(array.astype(np.float64), axes=mask.axes, norm="ortho")
+        values = [spectrum.real[kept], spectrum.imag[kept & (controls == 2)]]
+    bits = np.packbits(kept[controls > 0])
+    return {**shape, **transform, "values": np.concatenate(values).astype(array.dtype), "bitmask": bits}
+
+
+def _from_frequencies(parts: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    axes, values = tuple(int(axis) for axis in parts["axes"]), parts["values"].astype(np.float64)
+    if frequency.normalise_axes(shape, axes) != axes:
+        raise ValueError(f"the axes are {axes}")
+    transform = "dct" if parts["transform"][0] else "dft"
+    stored = list(shape)
+    if transform == "dft":
+        stored[axes[-1]] = shape[axes[-1]] // 2 + 1
+    controls = np.broadcast_to(np.asarray(frequency.slots(shape, axes, transform)), stored)
+    kept = np.zeros(stored, bool)
+    kept[controls > 0] = np.unpackbits(parts["bitmask"], count=int(np.count_nonzero(controls))).astype(bool)
+    pairs = kept & (controls == 2)
+    reals = int(np.count_nonzero(kept))
+    _check(values.size, reals + (0 if transform == "dct" else int(np.count_nonzero(pairs))))
+    spectrum = np.zeros(stored, np.float32 if transform == "dct" else np.complex128)
+    spectrum[kept] = values[:reals]
+    if transform == "dct":
+        return np.asarray(jax.scipy.fft.idctn(jnp.asarray(spectrum), axes=axes, norm="ortho")).astype(
+            parts["values"].dtype
+        )
+    spectrum[pairs] += 1j * values[reals:]
+    # What is a conjugate of another coefficient that is stored, at the negated frequencies of all axes but the last.
+    mirrored = np.roll(np.flip(spectrum, axes[:-1]), 1, axes[:-1]).conj() if axes[:-1] else spectrum
+    spectrum = np.where(controls == 0, mirrored, spectrum)
+    sizes = [shape[axis] for axis in axes]
+    return np.fft.irfftn(spectrum, sizes, axes, norm="ortho").astype(parts["values"].dtype)
 
 
 def grouped(array: np.ndarray, axis: int, m: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from jaxprune import scores as scoring
 from jaxprune._arrays import tree
 from jaxprune._evaluation import LeafSummary
 from jaxprune._masks import masking
+from jaxprune._masks.frequency import Spectral
 from jaxprune._selection import introselect, requests
 from jaxprune._selection.introselect import Cut, Keys
 from jaxprune.filters import is_kernel
@@ -100,12 +101,12 @@ def prune(
         jobs = _settled(jobs, read)
         with _packed.writing(Path(target), opened, layout) if packed else _sinks.writing(Path(target), opened) as write:
             for name, leaf in opened.leaves.items():
-                array = read(name)
+                array, mask = read(name), None
                 if name in jobs:
-                    kept = _pruned(jobs[name], array)
+                    kept, mask = _pruned(jobs[name], array)
                     removed = 1 - kept / leaf.size if leaf.size else 0.0
                     found.append(LeafSummary(jobs[name].path, leaf.shape, leaf.size, kept, removed))
-                write(name, array)
+                write(name, array, *([mask] if packed and mask is not None else []))
         report(total, total, "done")
     return found
 
@@ -200,12 +201,19 @@ def _keys(job: _Job, array: np.ndarray, step: int) -> Iterator[Keys]:
         yield introselect.keys(part[::step], job.dtype, absolute)
 
 
-def _pruned(job: _Job, array: np.ndarray) -> int:
-    """Sets to 0 in place what is pruned; how many weights stay."""
-    if job.rule.method is _strategies.dft:
+def _pruned(job: _Job, array: np.ndarray) -> tuple[int, Spectral | None]:
+    """Sets to 0 in place what is pruned; how many weights stay, and the mask of frequencies."""
+    if job.rule.method is _strategies.dft and array.size:
         masks = job.rule.masks({job.path: array}, None, _any)
         array[...] = np.asarray(masking.apply({job.path: array}, masks)[job.path])
-        return int(masks[job.path].count(array.shape)) if masks[job.path] is not None else array.size
+        return int(masks[job.path].count(array.shape)), masks[job.path]
+    return _masked_out(job, array), None
+
+
+def _masked_out(job: _Job, array: np.ndarray) -> int:
+    """The same by masks of weights."""
+    if not array.size:
+        return 0
     if isinstance(job.pattern, SelectingPattern):
         return sum(_masked(part, _chosen(job, part)) for part in _rows(job.pattern, array))
     count = job.end

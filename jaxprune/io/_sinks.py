@@ -16,8 +16,8 @@ from jaxprune import _atomic
 from jaxprune.io._safetensors import Leaf, Writer
 from jaxprune.io._sources import DTYPES, Folder, Source, orbax, serialization
 
-Write: TypeAlias = Callable[[str, np.ndarray], None]
-"""Called for every array by name, in the order of its source."""
+Write: TypeAlias = Callable[..., None]
+"""Called for every array by name, in the order of its source; what packs takes a frequency mask, too."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt")
 
