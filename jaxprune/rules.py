@@ -86,6 +86,11 @@ class Rule:
             function = function.func
         return getattr(function, "__name__", str(function))
 
+    @property
+    def spread(self) -> Budget:
+        """The budget, or where there is none the method's own."""
+        return self.budget or (budgets.global_ if self.method is _strategies.lamp else budgets.uniform)
+
     def masks(self, params: Params, sparsity: Sparsity | None, where: Where) -> Masks:
         """The masks of the leaves that `where` picks."""
         assert self.method is not None
@@ -107,11 +112,10 @@ class Rule:
           sparsity: What the rules are called with.
         """
         pattern = self.pattern or patterns.Unstructured()
-        budget = self.budget or (budgets.global_ if self.method is _strategies.lamp else budgets.uniform)
-        if budget not in (budgets.uniform, budgets.erk):
+        if self.spread not in (budgets.uniform, budgets.erk):
             return None
-        settled: Any = requests.settled(pattern, self.settled(sparsity), budget)
-        return [int(count) for count in jax.tree.leaves(budget(shapes, settled, pattern))]
+        settled: Any = requests.settled(pattern, self.settled(sparsity), self.spread)
+        return [int(count) for count in jax.tree.leaves(self.spread(shapes, settled, pattern))]
 
 
 class Decision(NamedTuple):

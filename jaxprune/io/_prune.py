@@ -138,14 +138,13 @@ def _jobs(source: Source, how: Rules, where: Where, layout: _layouts.Layout) -> 
 def _check(number: int, rule: Rule) -> None:
     """Raises a `ValueError` for a rule that needs more than the array that it prunes."""
     fixes = rule.pattern is not None and rule.pattern.sparsity is not None
-    budget = rule.budget or (budgets.global_ if rule.method is _strategies.lamp else budgets.uniform)
     if rule.method not in (_strategies.magnitude, _strategies.lamp, _strategies.dft):
         raise ValueError(
             f"Rule {number + 1} prunes by `{rule.name}`; from file to file that can be `magnitude`, `lamp` or `dft`. "
             f"Load the parameters, prune them, and save them."
         )
-    if budget not in (budgets.uniform, budgets.erk, budgets.global_) or (
-        budget is not budgets.uniform and (fixes or rule.method is _strategies.dft)
+    if rule.spread not in (budgets.uniform, budgets.erk, budgets.global_) or (
+        rule.spread is not budgets.uniform and (fixes or rule.method is _strategies.dft)
     ):
         raise ValueError(
             f"Rule {number + 1} has a budget that from file to file it cannot have: uniform, global_ and erk serve "
