@@ -56,6 +56,7 @@ DEFAULTS = {
     "budgets.owl": "threshold=5.0, deviation=0.08",
     "formats.Dense": "transposed=False",
     "formats.Strips": "method='strip by strip'",
+    "io.Compared": "same=False",
     "io.compare": "progress=False",
     "io.inspect": "layout='auto', progress=False",
     "io.pack": "layout='auto', progress=False",

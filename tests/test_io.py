@@ -561,6 +561,16 @@ def test_comparison_says_what_changed(tmp_path):
     assert io.compare(tmp_path / "a.npz", tmp_path / "a.npz").same
 
 
+def test_numbers_that_are_one_float_and_complex_ones_are_told_apart(tmp_path):
+    a = {"n": np.array([2**60, 5]), "c": np.array([1 + 2j, 0], np.complex64), "nan": np.array([np.nan, 1])}
+    io.save(tmp_path / "a.npz", a)
+    io.save(tmp_path / "b.npz", {**a, "n": a["n"] + 1, "c": a["c"] + np.complex64(1j)})
+    rows = {row.path: row for row in io.compare(tmp_path / "a.npz", tmp_path / "b.npz").leaves}
+    assert [rows[name].same for name in ("n", "c", "nan")] == [False, False, True]
+    assert rows["c"].error == pytest.approx(math.sqrt(2 / 5))
+    assert io.inspect(tmp_path / "a.npz").leaves[0].zeros == 0.5
+
+
 def test_progress_counts_bytes(tmp_path):
     calls = []
     io.save(tmp_path / "in.npz", {"a": np.ones((8, 8), np.float32), "b": np.ones((8, 8), np.float32)})

@@ -107,6 +107,7 @@ class Compared(NamedTuple):
       error: The norm of the difference over the norm of the first; `None` where shapes differ or one is missing.
       overlap: Of the numbers that are not 0 in either, the share that are not 0 in both; `None` likewise.
       note: What else differs, in words.
+      same: Whether shape, dtype and all numbers are the same.
     """
 
     path: str
@@ -115,6 +116,7 @@ class Compared(NamedTuple):
     error: float | None
     overlap: float | None
     note: str
+    same: bool = False
 
     def cells(self) -> tuple[str, ...]:
         """As texts."""
@@ -136,10 +138,10 @@ class Comparison(NamedTuple):
     @property
     def same(self) -> bool:
         """Whether both hold the same numbers."""
-        return all(leaf.error == 0 and not leaf.note for leaf in self.leaves)
+        return all(leaf.same for leaf in self.leaves)
 
     def __str__(self) -> str:
-        changed = [leaf.cells() for leaf in self.leaves if leaf.error != 0 or leaf.note]
+        changed = [leaf.cells() for leaf in self.leaves if not leaf.same]
         heading = ("leaf", "zeros before", "after", "relative error", "overlap of masks", "")
         lines = _text.aligned([heading, *changed], "lrrrrl") if changed else []
         return "\n".join([*lines, f"{len(self.leaves) - len(changed)} of {len(self.leaves)} arrays are the same."])
@@ -232,17 +234,21 @@ def _compared(path: str, before: np.ndarray | None, after: np.ndarray | None) ->
     if before.shape != after.shape:
         return Compared(path, zeros, later, None, None, f"{before.shape} became {after.shape}")
     note = "" if before.dtype == after.dtype else f"{before.dtype} became {after.dtype}"
-    change = norm = 0.0
+    wide = np.complex128 if "c" in (before.dtype.kind, after.dtype.kind) else np.float64
+    change, norm, same = 0.0, 0.0, not note
     both = either = 0
     for one, two in zip(*(introselect.split(array.reshape(-1)) for array in (before, after)), strict=True):
-        first, second = one.astype(np.float64), two.astype(np.float64)
-        same = (first == second) | (np.isnan(first) & np.isnan(second))
-        change += float(np.square(np.where(same, 0, first - second)).sum())
-        norm += float(np.square(first).sum())
+        first, second = one.astype(wide), two.astype(wide)
+        # As they are where they can be compared so, since neighbouring integers may be one float64.
+        equal = one == two if before.dtype == after.dtype else first == second
+        equal |= np.isnan(first) & np.isnan(second)
+        same = same and bool(equal.all())
+        change += float(np.square(np.abs(np.where(equal, 0, first - second))).sum())
+        norm += float(np.square(np.abs(first)).sum())
         both += int(np.count_nonzero((first != 0) & (second != 0)))
         either += int(np.count_nonzero((first != 0) | (second != 0)))
     error = 0.0 if change == 0 else math.sqrt(change / norm) if norm else math.inf
-    return Compared(path, zeros, later, error, both / either if either else 1.0, note)
+    return Compared(path, zeros, later, error, both / either if either else 1.0, note, same)
 
 
 def _zeros(array: np.ndarray) -> float:
