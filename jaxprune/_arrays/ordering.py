@@ -59,7 +59,7 @@ def best_of_each(values: Int[np.ndarray, "..."], axis: int, n: int, m: int) -> B
       n: How many stay.
       m: The size of a group.
     """
-    groups = values.reshape(*values.shape[:axis], -1, m, *values.shape[axis + 1 :])
+    groups = values.reshape(*values.shape[:axis], values.shape[axis] // m, m, *values.shape[axis + 1 :])
     if m > _COMPARED:
         order = np.argsort(~groups, axis=axis + 1, kind="stable")
         kept = np.zeros(groups.shape, bool)
