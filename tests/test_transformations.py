@@ -133,7 +133,7 @@ CALLS = {
 # What works on concrete values or files alone, or is about functions: each has tests of its own.
 NOT_OF_ARRAYS = {
     "couple", "layout", "macs", "report", "nbytes", "steps_to", "summary", "prune_retrain", "deploy", "forecast",
-    "shrink", "admm", "sparsegpt", "check_masked", "closed",
+    "shrink", "admm", "sparsegpt", "check_masked", "closed", "overview",
 }  # fmt: skip
 
 
