@@ -242,7 +242,7 @@ class Rules:
         kept = dict[str, int | None]()
         for number, rule in enumerate(self.rules):
             mine = {path for path, its in numbers.items() if its == number}
-            shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if path in mine else None for path, leaf in rows]
+            shapes = [tree.shape_of(leaf) if path in mine else None for path, leaf in rows]
             paths = [path for path, _ in rows if path in mine]
             sizes = [shape.size for shape in shapes if shape is not None]
             kept |= dict(zip(paths, _left(rule, treedef.unflatten(shapes), sizes, sparsity), strict=True))

@@ -45,6 +45,12 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
 
 
+def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Stands in for what has a shape and a dtype: float32 for float64, which JAX warns of where it has none."""
+    wide = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and leaf.dtype.itemsize == 8
+    return jax.ShapeDtypeStruct(leaf.shape, np.float32 if wide else leaf.dtype)
+
+
 def described(value: Any) -> str:
     """What a value is, for a message."""
     return f"an array of shape {value.shape}, {value.dtype}" if is_array(value) else f"{value!r:.60}"

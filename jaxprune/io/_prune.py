@@ -113,7 +113,7 @@ def prune(
 
 def _jobs(source: Source, how: Rules, where: Where, layout: _layouts.Layout) -> dict[str, _Job]:
     """By name, in the order of the tree, which decides between equals."""
-    shapes = source.tree({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in source.leaves.items()})
+    shapes = source.tree({name: tree.shape_of(leaf) for name, leaf in source.leaves.items()})
     names = jax.tree.leaves(source.tree({name: name for name in source.leaves}))
     rows, treedef = tree.flatten(shapes)
     numbers = how.numbers(shapes, where)
@@ -129,9 +129,10 @@ def _jobs(source: Source, how: Rules, where: Where, layout: _layouts.Layout) -> 
         ends = [None] * len(mine) if fixed else rule.counts(only) or [None] * len(mine)
         for (name, path, leaf), end in zip(mine, ends, strict=True):
             oriented = _layouts.oriented(pattern, path, leaf.shape, layout)
-            scores = jax.ShapeDtypeStruct(leaf.shape, np.float32) if rule.method is _strategies.lamp else leaf
-            dtype = requests.fitting(oriented.pool, path, scores, abstract=True).dtype
-            jobs[name] = _Job(path, rule, oriented, end, introselect.common([dtype]))
+            pooled = requests.fitting(oriented.pool, path, leaf, abstract=True)
+            own = np.dtype(np.float32) if rule.method is _strategies.lamp else source.leaves[name].dtype
+            dtype = own if isinstance(oriented, patterns.Unstructured) else pooled.dtype
+            jobs[name] = _Job(path, rule, oriented, end, np.dtype(dtype))
     return jobs
 
 
@@ -184,8 +185,7 @@ def _settled(jobs: dict[str, _Job], read: _Reader) -> dict[str, _Job]:
 
 
 def _groups(job: _Job, leaf: Leaf) -> int:
-    shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    return requests.fitting(job.pattern.pool, job.path, shape, abstract=True).size
+    return requests.fitting(job.pattern.pool, job.path, tree.shape_of(leaf), abstract=True).size
 
 
 def _keys(job: _Job, array: np.ndarray, step: int) -> Iterator[Keys]:
@@ -231,7 +231,7 @@ def _masked_out(job: _Job, array: np.ndarray) -> int:
     for keys in _keys(job, array, 1):
         stay, count = count.kept(keys)
         flags.append(stay)
-    pooled = jax.eval_shape(job.pattern.pool, jax.ShapeDtypeStruct(array.shape, array.dtype))
+    pooled = jax.eval_shape(job.pattern.pool, tree.shape_of(array))
     mask = job.pattern.expand(np.concatenate(flags).reshape(pooled.shape), array.shape)
     return _masked(array, np.broadcast_to(np.asarray(mask), array.shape))
 
