@@ -69,8 +69,8 @@ def prune(
 ) -> list[LeafSummary]:
     """Prunes a checkpoint of any size into another one, array by array.
 
-    The masks are those that `how(params)` gives for the whole tree, bit by bit. Where the leaves of a rule compete, as
-    under `budgets.global_`, the source is read twice more before.
+    The masks are those that `how(load(source))` gives for the whole tree, bit by bit. Where the leaves of a rule
+    compete, as under `budgets.global_`, the source is read twice more before.
 
     Args:
       source: See `load`.
