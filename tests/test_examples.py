@@ -78,6 +78,13 @@ def test_every_method_serves_a_program(method, program, tmp_path, capsys):
         assert float(jaxprune.sparsity(saved)) == pytest.approx(0.5, abs=0.01)
 
 
+def test_each_model_is_evaluated_once(program, tmp_path, capsys):
+    text = "\n\ndef evaluate(fun, params):\n    print('evaluated')\n    return {'one': 1.0, 'two': 2.0}\n"
+    program.write_text(_PROGRAM + text)
+    assert run(program, "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().out.count("evaluated") == 2
+
+
 def test_a_forecast_goes_into_the_report(program, tmp_path):
     assert run(program, "--pattern", "2:4", "--forecast", "-o", tmp_path / "out") == 0
     page = (tmp_path / "out" / "report.html").read_text()

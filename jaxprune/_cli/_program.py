@@ -64,14 +64,14 @@ class Program(NamedTuple):
         """One function for each number that `evaluate` gives."""
         if self.evaluate is None:
             return {}
-        found = dict[int, dict[str, Any]]()
+        found = {id(self.params): self._numbers(self.fun, self.params)}
 
         def number(name: str, fun: Callable[..., Any], params: Params) -> Any:
             if id(params) not in found:  # evaluated once for all numbers
                 found[id(params)] = self._numbers(fun, params)
             return found[id(params)][name]
 
-        return {name: functools.partial(number, name) for name in self._numbers(self.fun, self.params)}
+        return {name: functools.partial(number, name) for name in found[id(self.params)]}
 
     def _numbers(self, fun: Callable[..., Any], params: Params) -> dict[str, Any]:
         assert self.evaluate is not None

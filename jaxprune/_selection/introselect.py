@@ -110,6 +110,11 @@ def keys(values: np.ndarray, dtype: np.dtype[Any], absolute: bool) -> Keys:
     return ordering.keys(values.astype(dtype, copy=False), absolute)
 
 
+def of_array(values: np.ndarray, dtype: np.dtype[Any], absolute: bool) -> Pieces:
+    """The keys of a flat array in memory."""
+    return lambda step: (keys(part[::step], dtype, absolute) for part in split(values))
+
+
 def cut(pieces: Pieces, size: int, keep: int) -> Cut:
     """Finds where the `keep` highest of `size` keys end.
 

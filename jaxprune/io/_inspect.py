@@ -198,11 +198,7 @@ def _inspected(path: str, array: np.ndarray, layout: _layouts.Layout) -> Inspect
     if not tree.is_floating(array):
         return Inspected(*plain, None, None, None, 0)
     flat, dtype = array.reshape(-1), introselect.common([array.dtype])
-    end = introselect.cut(
-        lambda step: (introselect.keys(part[::step], dtype, True) for part in introselect.split(flat)),
-        flat.size,
-        (flat.size + 1) // 2,
-    )
+    end = introselect.cut(introselect.of_array(flat, dtype, absolute=True), flat.size, (flat.size + 1) // 2)
     norm = largest = 0.0
     bad = 0
     for part in introselect.split(flat):

@@ -17,7 +17,7 @@ from jaxprune._evaluation import LeafSummary
 from jaxprune._masks import masking
 from jaxprune._masks.frequency import Spectral
 from jaxprune._selection import introselect, requests
-from jaxprune._selection.introselect import Cut, Keys
+from jaxprune._selection.introselect import Cut, Keys, Pieces
 from jaxprune.filters import is_kernel
 from jaxprune.io import _layouts, _packed, _sinks
 from jaxprune.io._safetensors import Leaf
@@ -168,7 +168,7 @@ def _settled(jobs: dict[str, _Job], read: _Reader) -> dict[str, _Job]:
 
         def pieces(step: int, members: dict[str, _Job] = members) -> Iterator[Keys]:
             for name, job in members.items():
-                yield from _keys(job, read(name), step)
+                yield from _keys(job, read(name))(step)
 
         size = sum(_groups(job, read.leaves[name]) for name, job in members.items())
         wanted = rule.settled(None)
@@ -178,7 +178,7 @@ def _settled(jobs: dict[str, _Job], read: _Reader) -> dict[str, _Job]:
         for name, job in members.items():
             ties = end.ties
             if ties < end.equal:
-                ties = min(left, sum(int(np.count_nonzero(keys == end.key)) for keys in _keys(job, read(name), 1)))
+                ties = min(left, sum(int(np.count_nonzero(keys == end.key)) for keys in _keys(job, read(name))(1)))
                 left -= ties
             settled[name] = job._replace(end=end._replace(ties=ties))
     return settled
@@ -188,16 +188,15 @@ def _groups(job: _Job, leaf: Leaf) -> int:
     return requests.fitting(job.pattern.pool, job.path, tree.shape_of(leaf), abstract=True).size
 
 
-def _keys(job: _Job, array: np.ndarray, step: int) -> Iterator[Keys]:
-    """The keys of every so-many-th score of each piece."""
+def _keys(job: _Job, array: np.ndarray) -> Pieces:
+    """The keys of an array's scores, which are computed once."""
     scores, absolute = array, True
     if job.rule.method is _strategies.lamp:
         scores, absolute = np.asarray(scoring.lamp({job.path: array}, where=_any)[job.path]), False
     if not isinstance(job.pattern, patterns.Unstructured):
         sizes = np.abs(scores) if absolute else scores
         scores, absolute = np.asarray(requests.fitting(job.pattern.pool, job.path, sizes)), False
-    for part in introselect.split(scores.reshape(-1)):
-        yield introselect.keys(part[::step], job.dtype, absolute)
+    return introselect.of_array(scores.reshape(-1), job.dtype, absolute)
 
 
 def _pruned(job: _Job, array: np.ndarray) -> tuple[int, Spectral | None]:
@@ -215,20 +214,18 @@ def _masked_out(job: _Job, array: np.ndarray) -> int:
         return 0
     if isinstance(job.pattern, SelectingPattern):
         return sum(_masked(part, _chosen(job, part)) for part in _rows(job.pattern, array))
-    count = job.end
+    count, pieces = job.end, _keys(job, array)
     if not isinstance(count, Cut):
         assert count is not None
-        count = introselect.cut(
-            functools.partial(_keys, job, array), _groups(job, Leaf("", array.shape, array.dtype)), count
-        )
+        count = introselect.cut(pieces, _groups(job, Leaf("", array.shape, array.dtype)), count)
     if isinstance(job.pattern, patterns.Unstructured):
         kept = 0
-        for part, keys in zip(introselect.split(array.reshape(-1)), _keys(job, array, 1), strict=True):
+        for part, keys in zip(introselect.split(array.reshape(-1)), pieces(1), strict=True):
             stay, count = count.kept(keys)
             kept += _masked(part, stay)
         return kept
     flags = list[np.ndarray]()
-    for keys in _keys(job, array, 1):
+    for keys in pieces(1):
         stay, count = count.kept(keys)
         flags.append(stay)
     pooled = jax.eval_shape(job.pattern.pool, tree.shape_of(array))
