@@ -15,8 +15,9 @@ from rich.table import Table
 from jaxprune import _text
 from jaxprune._demo import pictures
 from jaxprune._demo.data import Images
+from jaxprune._evaluation._measured import Evaluation
 from jaxprune._evaluation._overview import overview
-from jaxprune._evaluation._report import Evaluation, Report
+from jaxprune._evaluation._report import Report
 
 _HEADINGS = ("strategy", "sparsity", "accuracy", "change", "recall", "F1", "weights", "KiB")
 
